@@ -1,0 +1,1 @@
+//! Bytes of memory: knows records, not their meaning.

@@ -1,0 +1,138 @@
+//! Everything that can come into a node and everything a node can wish for, in one small file.
+
+use bytes::{Bytes, BytesMut};
+use swarmmq_protocol::{
+    id::{ClusterId, NodeId},
+    time::{Instant, WallTime},
+};
+
+use crate::log::{Append, Position};
+
+/// One client connection, numbered by whoever accepts it; never reused within a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
+/// Both clocks, read together once per burst of inputs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Monotonic: deadlines, leases, timeouts.
+    pub monotonic: Instant,
+    /// Wall clock: stamps only.
+    pub wall: WallTime,
+}
+
+/// Who this node is and what it may use. Fixed while it runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The cluster it belongs to.
+    pub cluster: ClusterId,
+    /// Its number.
+    pub node: NodeId,
+    /// Which life of its disk; drawn at random when the disk was first used.
+    pub incarnation: u64,
+    /// Data shards of the cluster; fixed when the cluster is made.
+    pub shard_count: u32,
+    /// Shared access token; clients prove that they know it.
+    pub access_token: swarmmq_protocol::mac::MacKey,
+    /// Admission key: verifies sealed messages without being able to open them.
+    pub admission_key: swarmmq_protocol::mac::MacKey,
+    /// Bytes of one log segment.
+    pub segment_bytes: u32,
+    /// Payload bytes kept in memory for delivery without reading the disk.
+    pub cache_bytes_max: usize,
+    /// Free bytes on the disk below which publishes are refused.
+    pub reserve_bytes: u64,
+    /// Seed of everything random that is no secret: election timeouts, jitter.
+    pub seed: u64,
+    /// Shown in status.
+    pub version: String,
+    /// Classic mistakes planted on purpose; always empty outside the simulator.
+    pub bugs: crate::node::bug::Bugs,
+}
+
+/// What can happen to a node.
+#[derive(Debug)]
+pub enum Input {
+    /// A client connected. `nonce` is 32 fresh random bytes for the handshake.
+    Connected {
+        /// The new connection.
+        connection: ConnectionId,
+        /// Fresh randomness.
+        nonce: [u8; 32],
+    },
+    /// One whole frame arrived (framing and length limits are checked by `protocol::frame::FrameReader`).
+    Frame {
+        /// From where.
+        connection: ConnectionId,
+        /// Its header.
+        header: swarmmq_protocol::frame::FrameHeader,
+        /// Its body.
+        body: Bytes,
+    },
+    /// The bytes of a connection broke framing; it will be told and closed.
+    Malformed {
+        /// From where.
+        connection: ConnectionId,
+        /// What was wrong.
+        error: swarmmq_protocol::frame::FrameError,
+    },
+    /// The connection is gone.
+    Disconnected {
+        /// Which.
+        connection: ConnectionId,
+    },
+    /// A batch of the log is on stable storage.
+    Synced {
+        /// As named in [`Append::batch`].
+        batch: u64,
+    },
+    /// A write or sync failed. The log stops for good; nothing is retried.
+    DiskFailed {
+        /// For people.
+        what: String,
+    },
+    /// A read came back.
+    Read {
+        /// As named in [`ReadRequest::ticket`].
+        ticket: u64,
+        /// The bytes asked for, or why not.
+        result: Result<Bytes, String>,
+    },
+    /// Space on the log's disk, reported about once a second and after each change of segments.
+    DiskSpace {
+        /// Bytes free for us.
+        free_bytes: u64,
+    },
+    /// Stop taking work, tell clients to go away, finish what is under way.
+    Drain,
+    /// Time passed; [`super::Node::next_wake`] said when to come.
+    Woken,
+}
+
+/// Bytes of the log that are needed and not in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadRequest {
+    /// Names the answer.
+    pub ticket: u64,
+    /// Where.
+    pub position: Position,
+    /// How many bytes.
+    pub length: u32,
+}
+
+/// What a node wants done. The shell carries it out in the order of the fields; the lists keep their order.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// At most one batch: write all of it, then `fdatasync`, then report [`Input::Synced`].
+    pub append: Option<Append>,
+    /// Reads; answered by [`Input::Read`] in any order.
+    pub reads: Vec<ReadRequest>,
+    /// Segments that hold nothing needed any more: their files may be recycled. Already durable.
+    pub release: Vec<u32>,
+    /// Encoded frames, appended to what the connection has not taken yet.
+    pub sends: Vec<(ConnectionId, BytesMut)>,
+    /// Connections to close after their pending bytes went out.
+    pub closes: Vec<ConnectionId>,
+    /// Draining is complete; the process may end.
+    pub drained: bool,
+}
