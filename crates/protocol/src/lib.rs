@@ -9,4 +9,5 @@ pub mod frame;
 pub mod id;
 pub mod limits;
 pub mod mac;
+pub mod session;
 pub mod time;

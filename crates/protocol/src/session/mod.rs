@@ -1,0 +1,3 @@
+//! Both ends of a connection as pure machines: bytes of frames in, bytes of frames and verdicts out.
+
+pub mod handshake;
