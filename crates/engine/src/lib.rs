@@ -3,3 +3,4 @@
 
 pub mod log;
 pub mod node;
+pub mod shard;

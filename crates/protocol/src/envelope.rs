@@ -66,8 +66,8 @@ impl Header<'_> {
 
     /// Writes it. `ciphertext_bytes` includes the tag.
     pub fn encode(&self, ciphertext_bytes: u32, out: &mut impl BufMut) {
-        let flags =
-            if self.key_hash.is_some() { FLAG_KEY } else { 0 } | if self.trace.is_some() { FLAG_TRACE } else { 0 };
+        let flags = if self.key_hash.is_some() { FLAG_KEY } else { 0 }
+            | if self.trace.is_some() { FLAG_TRACE } else { 0 };
         out.put_slice(&[VERSION, SUITE_AES_256_GCM, flags, self.address.len() as u8]);
         out.put_u16(self.encoded_bytes() as u16);
         out.put_u16(0);

@@ -16,8 +16,8 @@ use crate::{
     envelope,
     error::{Code, Outcome},
     id::{
-        Address, Attempt, ClusterId, ConsumerId, GroupName, NodeId, Offset, ProducerEpoch, ProducerId, Salt, Sequence,
-        ShardId, Term,
+        Address, Attempt, ClusterId, ConsumerId, GroupName, NodeId, Offset, ProducerEpoch, ProducerId, Salt,
+        Sequence, ShardId, Term,
     },
     limits::{BATCH_MESSAGES_MAX, FRAME_BYTES_MAX, REASON_BYTES_MAX, UNAUTHENTICATED_BYTES_MAX},
     time::WallTime,
@@ -797,7 +797,17 @@ impl Subscribe {
         let count = reader.u32()? as usize;
         let count = reader.count(count, 16, "held")?;
         let held = (0..count).map(|_| Held::read(reader)).collect::<Result<_, DecodeError>>()?;
-        Ok(Self { subscription, consumer, address, group, start, credit_messages, credit_bytes, deadline, held })
+        Ok(Self {
+            subscription,
+            consumer,
+            address,
+            group,
+            start,
+            credit_messages,
+            credit_bytes,
+            deadline,
+            held,
+        })
     }
 }
 
@@ -1154,7 +1164,9 @@ impl Settled {
         let count = usize::from(reader.u16()?);
         let count = reader.count(count, 5, "runs")?;
         let runs = (0..count)
-            .map(|_| Ok(SettledRun { count: reader.u16()?, outcome: read_outcome(reader)?, code: reader.u16()? }))
+            .map(|_| {
+                Ok(SettledRun { count: reader.u16()?, outcome: read_outcome(reader)?, code: reader.u16()? })
+            })
             .collect::<Result<_, DecodeError>>()?;
         Ok(Self { runs })
     }
@@ -1180,7 +1192,10 @@ impl LeaseLost {
         let subscription = reader.u32()?;
         let count = usize::from(reader.u16()?);
         let count = reader.count(count, 16, "items")?;
-        Ok(Self { subscription, items: (0..count).map(|_| Held::read(reader)).collect::<Result<_, DecodeError>>()? })
+        Ok(Self {
+            subscription,
+            items: (0..count).map(|_| Held::read(reader)).collect::<Result<_, DecodeError>>()?,
+        })
     }
 }
 

@@ -21,7 +21,7 @@ pub const TAG_BYTES: usize = 16;
 /// Admission MAC, in bytes.
 pub const MAC_BYTES: usize = 32;
 /// What the sealed plaintext adds to body and user headers: counts, lengths, the key.
-pub const PLAINTEXT_FRAMING_BYTES_MAX: usize = KEY_BYTES_MAX + 2 + 2 + USER_HEADERS_MAX * 4;
+pub const PLAINTEXT_FRAMING_BYTES_MAX: usize = KEY_BYTES_MAX + 2 + 1 + 2 + USER_HEADERS_MAX * 4;
 /// Ciphertext with tag, in bytes.
 pub const CIPHERTEXT_BYTES_MAX: usize = PLAINTEXT_BYTES_MAX + PLAINTEXT_FRAMING_BYTES_MAX + TAG_BYTES;
 /// One sealed message: clear header, ciphertext with tag, admission MAC.

@@ -1,1 +1,16 @@
-//! Placeholder.
+//! What only the two ends may read: payload encryption and the keyring. The format is in `docs/design/sealing.md`.
+//!
+//! A [`Sealer`] belongs to one producer session, an [`Opener`] to one receiver; both take their keys from a
+//! [`ClientKeyring`]. Nothing that a node runs may depend on this crate: that is how the crate graph shows that no
+//! node can open a message. Absent here: clocks, entropy, sockets. Randomness and time are handed in.
+
+mod derive;
+mod keyring;
+mod plaintext;
+mod seal;
+#[cfg(test)]
+mod vectors;
+
+pub use keyring::{ClientKeyring, FieldError, KeyringError, LoadError, PAYLOAD_KEYS_MAX};
+pub use plaintext::{ContentError, Opened, UserHeader};
+pub use seal::{Draft, OpenError, Opener, SESSION_MESSAGES_MAX, SealError, Sealer};

@@ -17,7 +17,8 @@ use bytes::{Bytes, BytesMut};
 use crate::{
     error::Code,
     frame::{
-        self, Body, ClientHello, ClientProof, FrameHeader, FrameKind, PROTOCOL_VERSION, Refused, ServerHello, Welcome,
+        self, Body, ClientHello, ClientProof, FrameHeader, FrameKind, PROTOCOL_VERSION, Refused, ServerHello,
+        Welcome,
     },
     id::{ClusterId, NodeId},
     limits::{PUBLISH_WINDOW_BYTES, PUBLISH_WINDOW_MESSAGES},
@@ -250,7 +251,10 @@ mod tests {
         ServerHandshake::new(MacKey::new([token; 32]), ClusterId(5), NodeId(1), 16, [nonce; 32])
     }
 
-    fn run(client_token: u8, server_token: u8) -> (Result<Option<ClientReady>, HandshakeError>, Option<String>) {
+    fn run(
+        client_token: u8,
+        server_token: u8,
+    ) -> (Result<Option<ClientReady>, HandshakeError>, Option<String>) {
         let (mut up, mut down) = (BytesMut::new(), BytesMut::new());
         let mut client = ClientHandshake::start(MacKey::new([client_token; 32]), "app", [1; 32], &mut up);
         let mut server = server(server_token, 2);

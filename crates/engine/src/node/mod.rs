@@ -1,0 +1,500 @@
+//! One node: client connections on one side, shards and their log on the other.
+//!
+//! This file is the composer: it carries frames to the room that answers them, questions to shards, their answers back,
+//! and gathers what all shards want written into one batch. Which room decides what:
+//! `connection` who may talk, `publish` and `consume` the two hot paths, `operation` what needs several steps,
+//! `space` which segments can go.
+
+mod alphabet;
+pub mod bug;
+mod connection;
+mod consume;
+mod operation;
+mod publish;
+mod report;
+mod restore;
+mod space;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use swarmmq_protocol::{
+    error::Code,
+    id::{Address, Offset, ShardId},
+    time::Instant,
+};
+
+pub use self::{
+    alphabet::{Config, ConnectionId, Effects, Input, Now, ReadRequest},
+    report::{Metric, MetricKind, Report},
+    restore::{Restore, RestoreError},
+};
+use self::{
+    bug::Bug,
+    connection::Connection,
+    consume::Subscriber,
+    operation::{Operation, OperationId},
+    report::Counters,
+    space::{Cleaning, SNAPSHOT_INTERVAL_BYTES, Space},
+};
+use crate::{
+    log::{Position, Writer},
+    shard::{Answer, Shard, Ticket, Work, delivery::Credits, delivery::SubscriberId},
+};
+
+/// Pause without writes after which the watermark is logged on its own.
+const WATERMARK_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+/// Rounds of shards answering each other within one flush; more than ever needed, so that a mistake cannot spin.
+const ROUNDS_MAX: usize = 64;
+/// Messages copied out of an old segment in one batch.
+const MOVES_MAX: usize = 64;
+
+/// Who waits for a shard's answer.
+#[derive(Debug)]
+enum Waiting {
+    Publish {
+        connection: ConnectionId,
+        request: u64,
+        count: u16,
+        bytes: u64,
+    },
+    Settle {
+        settlement: u64,
+        items: Vec<u16>,
+    },
+    Operation(OperationId),
+    /// A plain yes or no.
+    Plain {
+        connection: ConnectionId,
+        request: u64,
+    },
+}
+
+/// Why bytes are being read.
+#[derive(Clone, Debug)]
+enum Reading {
+    Shard { shard: usize, place: Position },
+    Move { shard: usize, address: Address, offset: Offset },
+}
+
+/// What becomes true when a batch is on stable storage.
+#[derive(Debug, Default)]
+struct Promises {
+    /// Consensus rounds, by shard.
+    rounds: Vec<(usize, u64)>,
+    /// Snapshots: shard and the oldest segment it needs then.
+    snapshots: Vec<(usize, u32)>,
+    /// Copies of messages: shard, which, where.
+    moves: Vec<(usize, Address, Offset, Position)>,
+}
+
+/// A node's deciding half. See [`Node::handle`] and [`Node::flush`].
+#[derive(Debug)]
+pub struct Node {
+    config: Config,
+    writer: Writer,
+    /// Data shards in order, then the cluster's own.
+    shards: Vec<Shard>,
+    dirty: Vec<bool>,
+    connections: BTreeMap<ConnectionId, Connection>,
+    /// Connections with bytes to send.
+    talking: BTreeSet<ConnectionId>,
+    subscribers: BTreeMap<SubscriberId, Subscriber>,
+    credits: Credits,
+    waiting: BTreeMap<Ticket, Waiting>,
+    settlements: BTreeMap<u64, consume::PendingSettle>,
+    operations: BTreeMap<OperationId, Operation>,
+    readings: BTreeMap<u64, Reading>,
+    peeks: BTreeMap<u64, (usize, consume::PendingPeek)>,
+    reads: Vec<ReadRequest>,
+    promises: Promises,
+    in_flight: Option<(u64, Promises)>,
+    last_write: Instant,
+    space: Space,
+    moving: VecDeque<(usize, Address, Offset, Position, u32)>,
+    moves_outstanding: usize,
+    snapshots_outstanding: usize,
+    free_bytes: u64,
+    draining: bool,
+    drain_snapshots: bool,
+    stopped: Option<String>,
+    next_number: u64,
+    counters: Counters,
+}
+
+impl Config {
+    pub(crate) fn log(&self) -> crate::log::Config {
+        crate::log::Config { segment_bytes: self.segment_bytes, log_id: self.log_id() }
+    }
+
+    /// Names this node's log; under every checksum's segment header, so that a foreign segment is recognised.
+    pub fn log_id(&self) -> u128 {
+        self.cluster.0 ^ (u128::from(self.node.0) << 64) ^ u128::from(self.incarnation)
+    }
+
+    /// This node's name in consensus groups: its number and the life of its disk (safety rule 14).
+    pub(crate) fn replica(&self) -> u64 {
+        u64::from(self.node.0) << 48 | self.incarnation & 0xffff_ffff_ffff
+    }
+}
+
+impl Node {
+    /// Begins with a log, empty or not.
+    pub fn restore(config: Config) -> Restore {
+        Restore::new(config)
+    }
+
+    fn assemble(config: Config, now: Now, writer: Writer, shards: Vec<Shard>, segments: Vec<u32>) -> Self {
+        let space = Space { segments: segments.into_iter().collect() };
+        Self {
+            dirty: vec![true; shards.len()],
+            config,
+            writer,
+            shards,
+            connections: BTreeMap::new(),
+            talking: BTreeSet::new(),
+            subscribers: BTreeMap::new(),
+            credits: Credits::default(),
+            waiting: BTreeMap::new(),
+            settlements: BTreeMap::new(),
+            operations: BTreeMap::new(),
+            readings: BTreeMap::new(),
+            peeks: BTreeMap::new(),
+            reads: Vec::new(),
+            promises: Promises::default(),
+            in_flight: None,
+            last_write: now.monotonic,
+            space,
+            moving: VecDeque::new(),
+            moves_outstanding: 0,
+            snapshots_outstanding: 0,
+            free_bytes: u64::MAX,
+            draining: false,
+            drain_snapshots: false,
+            stopped: None,
+            next_number: 1,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Takes one input. Cheap; what follows from it is collected by [`Node::flush`].
+    pub fn handle(&mut self, now: Now, input: Input) {
+        match input {
+            Input::Connected { connection, nonce } => self.connected(now, connection, nonce),
+            Input::Frame { connection, header, body } => self.frame(now, connection, header, body),
+            Input::Malformed { connection, error } => self.malformed(connection, &error),
+            Input::Disconnected { connection } => self.disconnected(connection),
+            Input::Synced { batch } => self.synced(now, batch),
+            Input::DiskFailed { what } => self.disk_failed(now, &what),
+            Input::Read { ticket, result } => self.read(ticket, result),
+            Input::DiskSpace { free_bytes } => self.free_bytes = free_bytes,
+            Input::Drain => self.drain(),
+            Input::Woken => {}
+        }
+    }
+
+    /// Whether `connection` has proven that it knows the access token.
+    pub fn is_authenticated(&self, connection: ConnectionId) -> bool {
+        self.connections.get(&connection).is_some_and(Connection::is_ready)
+    }
+
+    /// What is to be done now, after a burst of inputs: everything at hand goes into one batch and one write each.
+    pub fn flush(&mut self, now: Now, out: &mut Effects) {
+        for shard in 0..self.shards.len() {
+            if self.shards[shard].next_wake().is_some_and(|at| at <= now.monotonic) {
+                self.dirty[shard] = true;
+            }
+        }
+        for _ in 0..ROUNDS_MAX {
+            if !self.dirty.contains(&true) {
+                break;
+            }
+            for shard in 0..self.shards.len() {
+                if std::mem::take(&mut self.dirty[shard]) {
+                    self.flush_shard(now, shard);
+                }
+            }
+        }
+        if self.stopped.is_none() {
+            self.clean(now, out);
+            self.write(now, out);
+        }
+        self.trim_caches();
+        out.reads.append(&mut self.reads);
+        for id in std::mem::take(&mut self.talking) {
+            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            if !connection.out.is_empty() {
+                out.sends.push((id, connection.out.split()));
+            }
+            if connection.closing {
+                out.closes.push(id);
+                self.disconnected(id);
+            }
+        }
+        out.drained = self.draining
+            && (self.stopped.is_some()
+                || (self.drain_snapshots
+                    && self.waiting.is_empty()
+                    && self.in_flight.is_none()
+                    && self.writer.buffered_bytes() == 0));
+    }
+
+    /// When [`Node::flush`] has something to do without any input.
+    pub fn next_wake(&self) -> Option<Instant> {
+        if self.stopped.is_some() {
+            return None;
+        }
+        let watermark = (self.in_flight.is_none() && self.writer.watermark_lags())
+            .then_some(self.last_write + WATERMARK_PAUSE);
+        self.shards.iter().map(Shard::next_wake).chain([watermark]).flatten().min()
+    }
+
+    fn flush_shard(&mut self, now: Now, index: usize) {
+        let mut work = Work::default();
+        self.shards[index].flush(now, &mut self.writer, &mut self.credits, &mut work);
+        self.carry(now, index, work);
+    }
+
+    /// Carries what a shard wants done to where it is done.
+    fn carry(&mut self, now: Now, index: usize, work: Work) {
+        self.promises.rounds.extend(work.rounds.into_iter().map(|round| (index, round)));
+        for (place, length) in work.reads {
+            let length = length.min(self.config.segment_bytes - place.offset);
+            self.ask(Reading::Shard { shard: index, place }, place, length);
+        }
+        for (ticket, answer) in work.answers {
+            self.answered(now, ticket, answer);
+        }
+        if !work.delivered.is_empty() {
+            self.deliver(index, work.delivered);
+        }
+        if let Some(why) = self.shards[index].stopped().map(str::to_owned)
+            && self.stopped.is_none()
+            && !self.counters.problems.contains(&why)
+        {
+            self.counters.problems.push(why);
+        }
+    }
+
+    fn ask(&mut self, reading: Reading, position: Position, length: u32) {
+        let ticket = self.number();
+        self.readings.insert(ticket, reading);
+        self.reads.push(ReadRequest { ticket, position, length });
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
+
+    fn ticket(&mut self, waiting: Waiting) -> Ticket {
+        let ticket = Ticket(self.number());
+        self.waiting.insert(ticket, waiting);
+        ticket
+    }
+
+    /// Position of a shard in `shards`; `None`: there is no such shard.
+    fn index_of(&self, shard: ShardId) -> Option<usize> {
+        if shard == ShardId::CLUSTER {
+            return Some(self.shards.len() - 1);
+        }
+        (shard.0 < self.config.shard_count).then_some(shard.0 as usize)
+    }
+
+    fn cluster_shard(&self) -> &Shard {
+        self.shards.last().expect("the cluster's own shard always exists")
+    }
+
+    fn answered(&mut self, now: Now, ticket: Ticket, answer: Answer) {
+        match self.waiting.remove(&ticket) {
+            None => {}
+            Some(Waiting::Publish { connection, request, count, bytes }) => {
+                self.published(connection, request, count, bytes, &answer);
+            }
+            Some(Waiting::Settle { settlement, items }) => self.settled(settlement, &items, &answer),
+            Some(Waiting::Operation(id)) => self.operation_answered(now, id, answer),
+            Some(Waiting::Plain { connection, request }) => self.plain(connection, request, &answer),
+        }
+    }
+
+    fn synced(&mut self, now: Now, batch: u64) {
+        let Some((expected, promises)) = self.in_flight.take() else { return };
+        assert_eq!(expected, batch, "batches are synced one after the other");
+        self.writer.synced(batch);
+        self.last_write = now.monotonic;
+        for (shard, round) in promises.rounds {
+            self.shards[shard].persisted(round);
+            self.dirty[shard] = true;
+        }
+        for (shard, floor) in promises.snapshots {
+            self.snapshots_outstanding -= 1;
+            self.shards[shard].snapshot_synced(floor);
+        }
+        for (shard, address, offset, place) in promises.moves {
+            self.shards[shard].moved(&address, offset, place);
+        }
+    }
+
+    /// The first failed write or sync stops the log for good: what the disk holds is unknown (safety rule 18).
+    fn disk_failed(&mut self, now: Now, what: &str) {
+        if self.config.bugs.has(Bug::IgnoreSyncError) {
+            if let Some((batch, _)) = &self.in_flight {
+                self.synced(now, *batch);
+            }
+            return;
+        }
+        if self.stopped.is_some() {
+            return;
+        }
+        self.stopped = Some(what.to_owned());
+        self.counters.problems.push(format!("the log stopped: {what}"));
+        for index in 0..self.shards.len() {
+            let mut work = Work::default();
+            self.shards[index].stop(what, &mut work);
+            self.carry(now, index, work);
+        }
+    }
+
+    fn read(&mut self, ticket: u64, result: Result<Bytes, String>) {
+        match self.readings.remove(&ticket) {
+            None => {}
+            Some(Reading::Shard { shard, place }) => {
+                if let Err(error) = &result {
+                    self.counters.problems.push(format!("the log cannot be read at {place:?}: {error}"));
+                }
+                self.shards[shard].read(place, result);
+                self.dirty[shard] = true;
+                self.peek_again(shard);
+            }
+            Some(Reading::Move { shard, address, offset }) => {
+                self.moves_outstanding -= 1;
+                let Ok(sealed) = result else { return };
+                let place = self.shards[shard].write_moved(&mut self.writer, &address, offset, &sealed);
+                if let Some(place) = place {
+                    self.promises.moves.push((shard, address, offset, place));
+                }
+            }
+        }
+    }
+
+    /// Group commit: everything buffered since the last batch goes as one, as soon as that one is synced.
+    fn write(&mut self, now: Now, out: &mut Effects) {
+        if self.in_flight.is_some() {
+            return;
+        }
+        if self.writer.buffered_bytes() == 0
+            && self.writer.watermark_lags()
+            && now.monotonic >= self.last_write + WATERMARK_PAUSE
+        {
+            self.writer.idle_watermark();
+        }
+        let Some(append) = self.writer.take(now.wall) else { return };
+        for write in &append.writes {
+            self.space.segments.insert(write.segment);
+        }
+        self.in_flight = Some((append.batch, std::mem::take(&mut self.promises)));
+        self.last_write = now.monotonic;
+        out.append = Some(append);
+    }
+
+    /// Gives segments back that nobody needs, and writes anew what keeps mostly dead ones.
+    fn clean(&mut self, _now: Now, out: &mut Effects) {
+        let active = self.writer.active_segment();
+        out.release.extend(self.space.release(&self.shards, active));
+        if self.snapshots_outstanding > 0 {
+            return;
+        }
+        for index in 0..self.shards.len() {
+            if self.shards[index]
+                .wants_snapshot(SNAPSHOT_INTERVAL_BYTES.min(u64::from(self.config.segment_bytes)))
+            {
+                self.snapshot(index);
+            }
+        }
+        if self.draining && !self.drain_snapshots && self.waiting.is_empty() {
+            self.drain_snapshots = true;
+            (0..self.shards.len())
+                .filter(|index| self.shards[*index].stopped().is_none())
+                .collect::<Vec<_>>()
+                .into_iter()
+                .for_each(|index| self.snapshot(index));
+        }
+        if self.snapshots_outstanding > 0 {
+            return;
+        }
+        self.move_messages();
+        if !self.moving.is_empty() || self.moves_outstanding > 0 || !self.promises.moves.is_empty() {
+            return;
+        }
+        if self.in_flight.as_ref().is_some_and(|(_, promises)| !promises.moves.is_empty()) {
+            return;
+        }
+        match self.space.cleaning(&self.shards, active, u64::from(self.config.segment_bytes)) {
+            Cleaning::Nothing => {}
+            Cleaning::Snapshot(shards) => shards.into_iter().for_each(|index| self.snapshot(index)),
+            Cleaning::Move(shards) => {
+                let oldest = self.space.segments.first().copied().expect("something pins the oldest segment");
+                for index in shards {
+                    let messages = self.shards[index].messages_in(oldest);
+                    self.moving.extend(
+                        messages.into_iter().map(|(a, o, place, length)| (index, a, o, place, length)),
+                    );
+                }
+                self.move_messages();
+            }
+        }
+    }
+
+    fn snapshot(&mut self, index: usize) {
+        let floor = self.shards[index].write_snapshot(&mut self.writer);
+        self.promises.snapshots.push((index, floor));
+        self.snapshots_outstanding += 1;
+        self.counters.snapshots += 1;
+    }
+
+    fn move_messages(&mut self) {
+        while self.moves_outstanding < MOVES_MAX
+            && let Some((shard, address, offset, place, length)) = self.moving.pop_front()
+        {
+            self.moves_outstanding += 1;
+            self.counters.moved += 1;
+            self.ask(Reading::Move { shard, address, offset }, place, length);
+        }
+    }
+
+    /// Keeps the payload bytes in memory below the limit, taking from the shard that holds most.
+    fn trim_caches(&mut self) {
+        let mut total: usize = self.shards.iter().map(Shard::cache_bytes).sum();
+        while total > self.config.cache_bytes_max {
+            let largest =
+                self.shards.iter_mut().max_by_key(|shard| shard.cache_bytes()).expect("there are shards");
+            let before = largest.cache_bytes();
+            largest.shrink_cache(before / 2);
+            total -= before - largest.cache_bytes();
+        }
+    }
+
+    fn drain(&mut self) {
+        if self.draining {
+            return;
+        }
+        self.draining = true;
+        let ready: Vec<ConnectionId> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.is_ready())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ready {
+            self.go_away(id, "the node is stopping");
+        }
+    }
+
+    /// Refusals that hold for every publish and every change, whatever it says.
+    fn refuses_writes(&self) -> Option<Code> {
+        if self.stopped.is_some() {
+            return Some(Code::LogStopped);
+        }
+        self.draining.then_some(Code::Draining)
+    }
+}

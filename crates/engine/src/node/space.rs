@@ -1,0 +1,74 @@
+//! Which log segments can go, and what must be written anew so that they can.
+//!
+//! The log shrinks from its old end. A segment goes when no shard needs its records (each has a newer snapshot) and no
+//! existing message lies in it. When more than half of the log is garbage, what pins the oldest segment is written
+//! again at the new end: snapshots of idle shards, and the few messages that are still wanted.
+
+use std::collections::BTreeSet;
+
+use crate::shard::Shard;
+
+/// Segments that are never worth cleaning.
+const SEGMENTS_MIN: usize = 3;
+/// Log written by one shard between its snapshots, at least, in bytes.
+pub(super) const SNAPSHOT_INTERVAL_BYTES: u64 = 64 << 20;
+
+/// What to do next about the oldest segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Cleaning {
+    /// Nothing pays.
+    Nothing,
+    /// These shards (by position) pin it with old records: write their snapshots.
+    Snapshot(Vec<usize>),
+    /// Messages of these shards lie in it: copy them.
+    Move(Vec<usize>),
+}
+
+/// The segments on disk and who needs them.
+#[derive(Debug, Default)]
+pub(super) struct Space {
+    pub(super) segments: BTreeSet<u32>,
+}
+
+impl Space {
+    /// Segments that nobody needs, oldest first; forgets them.
+    pub(super) fn release(&mut self, shards: &[Shard], active: u32) -> Vec<u32> {
+        let mut gone = Vec::new();
+        while let Some(oldest) = self.segments.first().copied()
+            && oldest < active
+            && shards.iter().all(|shard| shard.floor_segment() > oldest && !lies_in(shard, oldest))
+        {
+            self.segments.pop_first();
+            gone.push(oldest);
+        }
+        gone
+    }
+
+    /// What would free the oldest segment, if more than half of the log is garbage.
+    pub(super) fn cleaning(&self, shards: &[Shard], active: u32, segment_bytes: u64) -> Cleaning {
+        let Some(oldest) = self.segments.first().copied().filter(|oldest| *oldest < active) else {
+            return Cleaning::Nothing;
+        };
+        let total = self.segments.len() as u64 * segment_bytes;
+        let live: u64 = shards
+            .iter()
+            .flat_map(|shard| shard.state().live_segments().values())
+            .map(|live| live.bytes)
+            .sum();
+        if self.segments.len() <= SEGMENTS_MIN || live * 2 > total {
+            return Cleaning::Nothing;
+        }
+        let which = |test: &dyn Fn(&Shard) -> bool| -> Vec<usize> {
+            shards.iter().enumerate().filter(|(_, shard)| test(shard)).map(|(index, _)| index).collect()
+        };
+        let pinning = which(&|shard| shard.floor_segment() <= oldest);
+        if !pinning.is_empty() {
+            return Cleaning::Snapshot(pinning);
+        }
+        Cleaning::Move(which(&|shard| lies_in(shard, oldest)))
+    }
+}
+
+fn lies_in(shard: &Shard, segment: u32) -> bool {
+    shard.state().live_segments().contains_key(&segment)
+}

@@ -1,0 +1,125 @@
+//! Cluster facts, held by the cluster's own shard: which addresses exist, in which order, and which groups consume them.
+//!
+//! An address's order is committed here at its first use, so that clients cannot disagree about it; a group is defined
+//! here before it is made in the shards of its address.
+
+use std::collections::BTreeMap;
+
+use swarmmq_protocol::{
+    error::Code,
+    id::{Address, GroupName},
+    limits::{ADDRESSES_MAX, GROUPS_PER_ADDRESS_MAX},
+};
+
+use super::{
+    event::{CatalogEvent, Order, Settings, Start},
+    state::Outcome,
+};
+
+/// What the cluster knows of one address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Fixed at creation.
+    pub order: Order,
+    /// Changed by `address set`.
+    pub settings: Settings,
+    /// Its groups and where each began.
+    pub groups: BTreeMap<GroupName, Start>,
+}
+
+/// All cluster facts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Catalog {
+    /// By address; dead-letter queues are not listed, they come with their address.
+    pub addresses: BTreeMap<Address, Entry>,
+}
+
+impl Catalog {
+    pub(super) fn apply(&mut self, event: &CatalogEvent) -> Outcome {
+        match event {
+            CatalogEvent::AddressMade { address, order, settings } => {
+                if let Some(entry) = self.addresses.get(address) {
+                    return if entry.order == *order {
+                        Outcome::Done
+                    } else {
+                        Outcome::Refused(Code::OrderConflict)
+                    };
+                }
+                if self.addresses.len() >= ADDRESSES_MAX {
+                    return Outcome::Refused(Code::Limit);
+                }
+                let entry = Entry { order: *order, settings: settings.clone(), groups: BTreeMap::new() };
+                self.addresses.insert(address.clone(), entry);
+                Outcome::Done
+            }
+            CatalogEvent::AddressChanged { address, settings } => match self.addresses.get_mut(address) {
+                Some(entry) => {
+                    entry.settings = settings.clone();
+                    Outcome::Done
+                }
+                None => Outcome::Refused(Code::NoSuchAddress),
+            },
+            CatalogEvent::AddressRemoved { address } => match self.addresses.remove(address) {
+                Some(_) => Outcome::Done,
+                None => Outcome::Refused(Code::NoSuchAddress),
+            },
+            CatalogEvent::GroupDefined { address, group, start } => {
+                let Some(entry) = self.addresses.get_mut(address) else {
+                    return Outcome::Refused(Code::NoSuchAddress);
+                };
+                if entry.groups.contains_key(group) {
+                    return Outcome::Done;
+                }
+                if entry.groups.len() >= GROUPS_PER_ADDRESS_MAX {
+                    return Outcome::Refused(Code::Limit);
+                }
+                // The first group starts at the oldest message, later ones at the end, unless told otherwise.
+                let start = start.unwrap_or(if entry.groups.is_empty() { Start::Oldest } else { Start::End });
+                entry.groups.insert(group.clone(), start);
+                Outcome::Done
+            }
+            CatalogEvent::GroupDropped { address, group } => {
+                let Some(entry) = self.addresses.get_mut(address) else {
+                    return Outcome::Refused(Code::NoSuchAddress);
+                };
+                match entry.groups.remove(group) {
+                    Some(_) => Outcome::Done,
+                    None => Outcome::Refused(Code::NoSuchGroup),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Address {
+        Address::parse(text).unwrap()
+    }
+
+    fn made(order: Order) -> CatalogEvent {
+        CatalogEvent::AddressMade { address: address("a"), order, settings: Settings::default() }
+    }
+
+    #[test]
+    fn the_order_of_an_address_is_fixed_at_its_first_use() {
+        let mut catalog = Catalog::default();
+        assert_eq!(catalog.apply(&made(Order::Key)), Outcome::Done);
+        assert_eq!(catalog.apply(&made(Order::Key)), Outcome::Done);
+        assert_eq!(catalog.apply(&made(Order::Total)), Outcome::Refused(Code::OrderConflict));
+    }
+
+    #[test]
+    fn the_first_group_starts_at_the_oldest_message_and_later_ones_at_the_end() {
+        let mut catalog = Catalog::default();
+        catalog.apply(&made(Order::Total));
+        for name in ["one", "two"] {
+            let group = GroupName::parse(name).unwrap();
+            catalog.apply(&CatalogEvent::GroupDefined { address: address("a"), group, start: None });
+        }
+        let starts: Vec<Start> = catalog.addresses[&address("a")].groups.values().copied().collect();
+        assert_eq!(starts, [Start::Oldest, Start::End]);
+    }
+}

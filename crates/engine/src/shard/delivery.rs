@@ -1,0 +1,675 @@
+//! Who gets which message next, and until when: groups, leases, credit, keys, re-claims, redelivery.
+//!
+//! All of it is volatile and belongs to one reign of one leader; what must survive lies in [`super::state`]. A first
+//! delivery writes nothing by itself: it stays below the group's logged horizon. What a new leader finds unsettled
+//! below the horizon is *doubtful*: it may be held by a consumer, so it waits for re-claims before it goes out again,
+//! flagged as a later attempt.
+//!
+//! Invariant: at most one lease per (group, message), and with order `key` at most one per (group, key).
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use swarmmq_protocol::{
+    id::{Address, Attempt, ConsumerId, GroupName, KeyHash, Offset},
+    limits::{LEASE_TOTAL_MAX, RECLAIM_WINDOW},
+    time::Instant,
+};
+
+use super::{
+    cache::{Cache, Fetched},
+    event::{Cause, Event, Order, Returned},
+    queue::Queue,
+    state::State,
+};
+use crate::{
+    log::Position,
+    node::bug::{Bug, Bugs},
+};
+
+/// How far past the next delivery the horizon is logged.
+const HORIZON_AHEAD: u64 = 1024;
+/// Offsets of one group that wait for their key, at most; scanning stops there.
+const WAITING_FOR_KEY_MAX: usize = 65_536;
+/// Messages returned in one event, at most.
+const RETURNED_MAX: usize = 1024;
+
+/// One subscription of one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SubscriberId(pub u64);
+
+/// What subscribers may still be sent; shared by the shards of an address.
+#[derive(Debug, Default)]
+pub struct Credits(BTreeMap<SubscriberId, Credit>);
+
+/// Messages and bytes a subscriber can take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Credit {
+    /// Messages.
+    pub messages: u32,
+    /// Sealed bytes; the last message may overdraw it.
+    pub bytes: i64,
+}
+
+impl Credits {
+    /// Adds to what `subscriber` can take, up to the limits.
+    pub fn grant(&mut self, subscriber: SubscriberId, messages: u32, bytes: u64) {
+        use swarmmq_protocol::limits::{CREDIT_BYTES_MAX, CREDIT_MESSAGES_MAX};
+        let credit = self.0.entry(subscriber).or_default();
+        credit.messages = credit.messages.saturating_add(messages).min(CREDIT_MESSAGES_MAX);
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        credit.bytes = credit.bytes.saturating_add(bytes).min(CREDIT_BYTES_MAX as i64);
+    }
+
+    /// Forgets `subscriber`.
+    pub fn remove(&mut self, subscriber: SubscriberId) {
+        self.0.remove(&subscriber);
+    }
+
+    fn allows(&self, subscriber: SubscriberId) -> bool {
+        self.0.get(&subscriber).is_some_and(|credit| credit.messages > 0 && credit.bytes > 0)
+    }
+
+    fn spend(&mut self, subscriber: SubscriberId, bytes: u32) {
+        let credit = self.0.get_mut(&subscriber).expect("only who has credit is delivered to");
+        credit.messages -= 1;
+        credit.bytes -= i64::from(bytes);
+    }
+}
+
+/// A message on its way to a consumer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    /// To whom.
+    pub subscriber: SubscriberId,
+    /// Which.
+    pub offset: Offset,
+    /// Which delivery of it.
+    pub attempt: Attempt,
+    /// Length of its lease.
+    pub lease: Duration,
+    /// Why it is a dead letter; empty if it is none.
+    pub reason: String,
+    /// As its producer sealed it.
+    pub sealed: Bytes,
+}
+
+/// What deliveries need before they can go on.
+#[derive(Debug, Default)]
+pub struct Needs {
+    /// To be proposed.
+    pub events: Vec<Event>,
+    /// To be read from the log.
+    pub reads: Vec<(Position, u32)>,
+    /// Bytes that failed their checksum: they were not served.
+    pub rotten: Vec<(Address, Offset)>,
+}
+
+/// What a consumer asks for one message that it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// Done with it.
+    Ack,
+    /// Try again later.
+    Nack {
+        /// `None`: the default back-off.
+        delay: Option<Duration>,
+        /// For the dead-letter queue, if this was the last attempt.
+        reason: String,
+    },
+    /// Not done yet.
+    Extend(Duration),
+    /// Never again.
+    DeadLetter {
+        /// For the dead-letter queue.
+        reason: String,
+    },
+    /// Given back unprocessed.
+    Release,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Lease {
+    subscriber: SubscriberId,
+    consumer: ConsumerId,
+    attempt: Attempt,
+    since: Instant,
+    expires_at: Instant,
+    /// A settlement was proposed; the lease no longer runs out.
+    settling: bool,
+}
+
+#[derive(Debug, Default)]
+struct KeyLock {
+    holder: u64,
+    waiting: VecDeque<u64>,
+}
+
+/// One group at work.
+#[derive(Debug)]
+struct Run {
+    subscribers: VecDeque<SubscriberId>,
+    /// First deliveries are looked for from here.
+    next: u64,
+    /// Wanted again and free to go.
+    ready: BTreeSet<u64>,
+    /// Wanted again later.
+    delayed: BTreeSet<(Instant, u64)>,
+    leases: BTreeMap<u64, Lease>,
+    /// When leases run out; entries of leases that are gone or were extended are stale and skipped.
+    deadlines: BTreeSet<(Instant, u64)>,
+    /// Perhaps held by a consumer of the previous reign.
+    doubtful: BTreeSet<u64>,
+    reclaim_until: Instant,
+    /// Being returned: proposed, not committed.
+    leaving: BTreeSet<u64>,
+    keys: BTreeMap<KeyHash, KeyLock>,
+    waiting_for_key: usize,
+    horizon_asked: u64,
+}
+
+impl Run {
+    fn lock_key(&mut self, key: KeyHash, offset: u64) -> bool {
+        match self.keys.get_mut(&key) {
+            None => {
+                self.keys.insert(key, KeyLock { holder: offset, waiting: VecDeque::new() });
+                true
+            }
+            Some(lock) if lock.holder == offset => true,
+            Some(lock) => {
+                lock.waiting.push_back(offset);
+                self.waiting_for_key += 1;
+                false
+            }
+        }
+    }
+
+    fn forget(&mut self, offset: u64, key: Option<KeyHash>) {
+        if let Some(lease) = self.leases.remove(&offset) {
+            self.deadlines.remove(&(lease.expires_at, offset));
+        }
+        self.leaving.remove(&offset);
+        self.doubtful.remove(&offset);
+        self.ready.remove(&offset);
+        let Some(key) = key else { return };
+        let Some(lock) = self.keys.get_mut(&key) else { return };
+        if lock.holder != offset {
+            return;
+        }
+        match lock.waiting.pop_front() {
+            Some(next) => {
+                self.waiting_for_key -= 1;
+                lock.holder = next;
+                if !self.doubtful.contains(&next) && !self.leaving.contains(&next) {
+                    self.ready.insert(next);
+                }
+            }
+            None => {
+                self.keys.remove(&key);
+            }
+        }
+    }
+
+    fn holds_key(&self, offset: u64, key: Option<KeyHash>) -> bool {
+        key.is_none_or(|key| self.keys.get(&key).is_none_or(|lock| lock.holder == offset))
+    }
+}
+
+/// All groups of one shard at work under one leader.
+#[derive(Debug, Default)]
+pub struct Delivery {
+    runs: BTreeMap<(Address, GroupName), Run>,
+    subscribers: BTreeMap<SubscriberId, (Address, GroupName, ConsumerId)>,
+    /// When this reign began and the offset next to be given out then; `None`: this replica does not lead.
+    reign: Option<(Instant, u64)>,
+    bugs: Bugs,
+}
+
+impl Delivery {
+    /// Nobody is served yet.
+    pub fn new(bugs: Bugs) -> Self {
+        Self { bugs, ..Self::default() }
+    }
+
+    /// A reign begins: everything it must know was applied.
+    pub fn begin(&mut self, now: Instant, next_offset: u64) {
+        self.runs.clear();
+        self.subscribers.clear();
+        self.reign = Some((now, next_offset));
+    }
+
+    /// Whether a reign is under way.
+    pub fn is_serving(&self) -> bool {
+        self.reign.is_some()
+    }
+
+    /// The reign is over: leases of it are void.
+    pub fn end(&mut self) {
+        *self = Self::new(self.bugs);
+    }
+
+    /// Lets `subscriber` take part in its group. Returns which of the messages it says it holds are not its any more.
+    pub fn subscribe(
+        &mut self,
+        now: Instant,
+        state: &State,
+        subscriber: SubscriberId,
+        consumer: ConsumerId,
+        address: &Address,
+        group: &GroupName,
+        held: &[(Offset, Attempt)],
+    ) -> Vec<Offset> {
+        let mut lost = Vec::new();
+        let name = (address.clone(), group.clone());
+        let Some(queue) = state.queues.get(address).filter(|queue| queue.groups.contains_key(group)) else {
+            return held.iter().map(|(offset, _)| *offset).collect();
+        };
+        if !self.runs.contains_key(&name) {
+            let run = self.start(queue, group);
+            self.runs.insert(name.clone(), run);
+        }
+        let run = self.runs.get_mut(&name).expect("inserted above if it was missing");
+        run.subscribers.push_back(subscriber);
+        self.subscribers.insert(subscriber, (name.0, name.1, consumer));
+        let durable = &queue.groups[group];
+        for (offset, attempt) in held {
+            let kept = match run.leases.get_mut(&offset.0) {
+                Some(lease) if lease.consumer == consumer && lease.attempt == *attempt => {
+                    lease.subscriber = subscriber;
+                    true
+                }
+                Some(_) => false,
+                None => {
+                    run.doubtful.contains(&offset.0)
+                        && !run.leaving.contains(&offset.0)
+                        && durable.attempt(offset.0) == *attempt
+                }
+            };
+            if !kept {
+                lost.push(*offset);
+            } else if run.doubtful.remove(&offset.0) {
+                let expires_at = now + queue.settings.lease;
+                let lease = Lease {
+                    subscriber,
+                    consumer,
+                    attempt: *attempt,
+                    since: now,
+                    expires_at,
+                    settling: false,
+                };
+                run.leases.insert(offset.0, lease);
+                run.deadlines.insert((expires_at, offset.0));
+            }
+        }
+        lost
+    }
+
+    fn start(&self, queue: &Queue, name: &GroupName) -> Run {
+        let (began, next_offset) = self.reign.expect("only a leader takes subscribers");
+        let group = &queue.groups[name];
+        let next = group.horizon.min(next_offset).max(group.floor);
+        let reclaim_until =
+            if self.bugs.has(Bug::SkipReclaimWindow) { began } else { began + RECLAIM_WINDOW };
+        let mut run = Run {
+            subscribers: VecDeque::new(),
+            next,
+            ready: BTreeSet::new(),
+            delayed: BTreeSet::new(),
+            leases: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            doubtful: BTreeSet::new(),
+            reclaim_until,
+            leaving: BTreeSet::new(),
+            keys: BTreeMap::new(),
+            waiting_for_key: 0,
+            horizon_asked: group.horizon,
+        };
+        for (offset, message) in queue.messages.range(group.floor..next) {
+            if group.wants(*offset) {
+                run.doubtful.insert(*offset);
+                if let (Order::Key, Some(key)) = (queue.order, message.key) {
+                    run.lock_key(key, *offset);
+                }
+            }
+        }
+        run
+    }
+
+    /// `subscriber` takes part no more. What it holds stays leased until it is settled, re-claimed or runs out.
+    pub fn unsubscribe(&mut self, subscriber: SubscriberId) {
+        let Some((address, group, _)) = self.subscribers.remove(&subscriber) else { return };
+        if let Some(run) = self.runs.get_mut(&(address, group)) {
+            run.subscribers.retain(|other| *other != subscriber);
+        }
+    }
+
+    /// Judges what `subscriber` wants done with a message. `Err`: the lease is not its any more, nothing changes.
+    /// `Ok(None)`: done at once. `Ok(Some(event))`: to be proposed; the lease waits for it.
+    pub fn settle(
+        &mut self,
+        now: Instant,
+        subscriber: SubscriberId,
+        offset: Offset,
+        attempt: Attempt,
+        settlement: &Settlement,
+    ) -> Result<Option<Event>, LeaseLost> {
+        let Some((address, group, consumer)) = self.subscribers.get(&subscriber).cloned() else {
+            return Err(LeaseLost);
+        };
+        let run = self.runs.get_mut(&(address.clone(), group.clone())).ok_or(LeaseLost)?;
+        let lease = match run.leases.get_mut(&offset.0) {
+            Some(lease) if lease.consumer == consumer && lease.attempt == attempt => lease,
+            _ if self.bugs.has(Bug::AckWithoutLease) => {
+                return Ok(Some(Event::Settled { address, group, ranges: vec![(offset, 1)] }));
+            }
+            _ => return Err(LeaseLost),
+        };
+        if let Settlement::Extend(duration) = settlement {
+            if lease.settling {
+                return Ok(None);
+            }
+            run.deadlines.remove(&(lease.expires_at, offset.0));
+            lease.expires_at = (now + *duration).min(lease.since + LEASE_TOTAL_MAX).max(now);
+            run.deadlines.insert((lease.expires_at, offset.0));
+            return Ok(None);
+        }
+        if !lease.settling {
+            lease.settling = true;
+            run.deadlines.remove(&(lease.expires_at, offset.0));
+        }
+        let returned = |cause, reason: &str| Event::Returned {
+            address: address.clone(),
+            group: group.clone(),
+            items: vec![Returned { offset, cause, reason: reason.to_owned() }],
+        };
+        Ok(Some(match settlement {
+            Settlement::Ack => Event::Settled { address, group, ranges: vec![(offset, 1)] },
+            Settlement::Nack { delay, reason } => returned(Cause::Refused { delay: *delay }, reason),
+            Settlement::Release => returned(Cause::Released, ""),
+            Settlement::DeadLetter { reason } => {
+                Event::Buried { address, group, offset, reason: reason.clone() }
+            }
+            Settlement::Extend(_) => unreachable!("answered above"),
+        }))
+    }
+
+    /// An event was applied: what it settled or returned is looked at anew. `key_of` tells keys of messages that
+    /// existed before.
+    pub fn applied(&mut self, now: Instant, state: &State, event: &Event, keys: &[(u64, Option<KeyHash>)]) {
+        match event {
+            Event::Settled { address, group, .. } | Event::Buried { address, group, .. } => {
+                let Some(run) = self.runs.get_mut(&(address.clone(), group.clone())) else { return };
+                for (offset, key) in keys {
+                    run.forget(*offset, *key);
+                }
+            }
+            Event::Returned { address, group, items } => {
+                let Some(run) = self.runs.get_mut(&(address.clone(), group.clone())) else { return };
+                let durable = state.queues.get(address).and_then(|queue| queue.groups.get(group));
+                for (item, (_, key)) in items.iter().zip(keys) {
+                    let offset = item.offset.0;
+                    let retry = durable.and_then(|durable| durable.retries.get(&offset));
+                    let Some(retry) = retry else {
+                        run.forget(offset, *key);
+                        continue;
+                    };
+                    if let Some(lease) = run.leases.remove(&offset) {
+                        run.deadlines.remove(&(lease.expires_at, offset));
+                    }
+                    run.leaving.remove(&offset);
+                    run.doubtful.remove(&offset);
+                    if !run.holds_key(offset, *key) {
+                        continue;
+                    }
+                    let delay = retry.not_before.since(state.time);
+                    if delay.is_zero() {
+                        run.ready.insert(offset);
+                    } else {
+                        run.delayed.insert((now + delay, offset));
+                    }
+                }
+            }
+            Event::QueueRemoved { address } | Event::QueuePurged { address } => {
+                self.restart(state, |(of, _)| of == address);
+            }
+            Event::GroupRemoved { address, group } | Event::GroupSought { address, group, .. } => {
+                self.restart(state, |(of, name)| of == address && name == group);
+            }
+            _ => {}
+        }
+    }
+
+    /// Begins the runs that `which` names anew: their leases are void, nothing is doubtful.
+    fn restart(&mut self, state: &State, which: impl Fn(&(Address, GroupName)) -> bool) {
+        let names: Vec<_> = self.runs.keys().filter(|name| which(name)).cloned().collect();
+        for name in names {
+            let old = self.runs.remove(&name).expect("listed above");
+            let Some(queue) = state.queues.get(&name.0) else { continue };
+            let Some(group) = queue.groups.get(&name.1) else { continue };
+            let mut run = self.start(queue, &name.1);
+            // Everything is flagged by its attempt already, so nothing needs to wait for re-claims.
+            run.doubtful.clear();
+            run.keys.clear();
+            run.waiting_for_key = 0;
+            let next = run.next;
+            for offset in group.retries.keys().filter(|offset| **offset < next) {
+                let key = queue.messages.get(offset).and_then(|message| message.key);
+                let free = match key {
+                    Some(key) if queue.order == Order::Key => run.lock_key(key, *offset),
+                    _ => true,
+                };
+                if free {
+                    run.ready.insert(*offset);
+                }
+            }
+            run.subscribers = old.subscribers;
+            self.runs.insert(name, run);
+        }
+    }
+
+    /// Time passed: leases that ran out and doubtful messages nobody re-claimed go back, delayed ones become ready.
+    pub fn wake(&mut self, now: Instant, needs: &mut Needs) {
+        for ((address, group), run) in &mut self.runs {
+            while let Some((at, offset)) = run.delayed.first().copied()
+                && at <= now
+            {
+                run.delayed.pop_first();
+                run.ready.insert(offset);
+            }
+            let mut items = Vec::new();
+            while let Some((at, offset)) = run.deadlines.first().copied()
+                && at <= now
+                && items.len() < RETURNED_MAX
+            {
+                run.deadlines.pop_first();
+                run.leases.remove(&offset);
+                run.leaving.insert(offset);
+                items.push(Returned { offset: Offset(offset), cause: Cause::Expired, reason: String::new() });
+            }
+            if now >= run.reclaim_until {
+                while items.len() < RETURNED_MAX
+                    && let Some(offset) = run.doubtful.pop_first()
+                {
+                    run.leaving.insert(offset);
+                    items.push(Returned {
+                        offset: Offset(offset),
+                        cause: Cause::Released,
+                        reason: String::new(),
+                    });
+                }
+            }
+            if !items.is_empty() {
+                needs.events.push(Event::Returned { address: address.clone(), group: group.clone(), items });
+            }
+        }
+    }
+
+    /// When [`Delivery::wake`] has something to do next.
+    pub fn next_wake(&self) -> Option<Instant> {
+        self.runs
+            .values()
+            .flat_map(|run| {
+                let doubtful = (!run.doubtful.is_empty()).then_some(run.reclaim_until);
+                let delayed = run.delayed.first().map(|(at, _)| *at);
+                let deadline = run.deadlines.first().map(|(at, _)| *at);
+                [doubtful, delayed, deadline]
+            })
+            .flatten()
+            .min()
+    }
+
+    /// Leases what can go out now to whoever has credit.
+    pub fn deliver(
+        &mut self,
+        now: Instant,
+        state: &State,
+        cache: &Cache,
+        credits: &mut Credits,
+        out: &mut Vec<Delivered>,
+        needs: &mut Needs,
+    ) {
+        let bugs = self.bugs;
+        for ((address, name), run) in &mut self.runs {
+            if run.subscribers.is_empty() {
+                continue;
+            }
+            let Some(queue) = state.queues.get(address) else { continue };
+            let Some(group) = queue.groups.get(name) else { continue };
+            let mut deliverer =
+                Deliverer { now, queue, group, name, cache, bugs, consumers: &self.subscribers };
+            deliverer.run(run, credits, out, needs);
+        }
+    }
+
+    /// Messages leased right now to consumers of `group`.
+    pub fn leased(&self, address: &Address, group: &GroupName) -> u64 {
+        self.runs.get(&(address.clone(), group.clone())).map_or(0, |run| run.leases.len() as u64)
+    }
+}
+
+/// The lease is not the consumer's any more: it ran out, or the message was settled or given to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseLost;
+
+struct Deliverer<'a> {
+    now: Instant,
+    queue: &'a Queue,
+    group: &'a super::queue::Group,
+    name: &'a GroupName,
+    cache: &'a Cache,
+    bugs: Bugs,
+    consumers: &'a BTreeMap<SubscriberId, (Address, GroupName, ConsumerId)>,
+}
+
+impl Deliverer<'_> {
+    fn run(&mut self, run: &mut Run, credits: &mut Credits, out: &mut Vec<Delivered>, needs: &mut Needs) {
+        loop {
+            let Some(subscriber) = Self::next_subscriber(run, credits) else { return };
+            let Some(offset) = run.ready.first().copied() else { break };
+            if !self.queue.messages.contains_key(&offset) || !self.group.wants(offset) {
+                run.ready.remove(&offset);
+                continue;
+            }
+            if !self.send(run, subscriber, offset, credits, out, needs) {
+                return;
+            }
+            run.ready.remove(&offset);
+        }
+        let from = run.next.max(self.group.floor);
+        for (offset, message) in self.queue.messages.range(from..) {
+            let offset = *offset;
+            if !self.group.wants(offset) {
+                run.next = offset + 1;
+                continue;
+            }
+            let Some(subscriber) = Self::next_subscriber(run, credits) else { break };
+            if offset >= self.group.horizon && !self.bugs.has(Bug::SkipHorizon) {
+                break;
+            }
+            if run.waiting_for_key >= WAITING_FOR_KEY_MAX {
+                break;
+            }
+            if let (Order::Key, Some(key)) = (self.queue.order, message.key)
+                && !self.bugs.has(Bug::IgnoreKeyLocks)
+                && !run.lock_key(key, offset)
+            {
+                run.next = offset + 1;
+                continue;
+            }
+            if !self.send(run, subscriber, offset, credits, out, needs) {
+                break;
+            }
+            run.next = offset + 1;
+        }
+        self.ask_horizon(run, needs);
+    }
+
+    /// Logs the horizon ahead of time, so that deliveries rarely wait for it.
+    fn ask_horizon(&self, run: &mut Run, needs: &mut Needs) {
+        let asked = run.horizon_asked.max(self.group.horizon);
+        let last = self.queue.messages.last_key_value().map_or(0, |(offset, _)| *offset + 1);
+        if last > asked || (run.next + HORIZON_AHEAD / 2 > asked && run.next + HORIZON_AHEAD > asked) {
+            let upto = run.next.max(self.group.horizon) + HORIZON_AHEAD;
+            if upto > asked {
+                run.horizon_asked = upto;
+                let (address, group) = (self.queue.address.clone(), self.name.clone());
+                needs.events.push(Event::Horizon { address, group, upto: Offset(upto) });
+            }
+        }
+    }
+
+    fn next_subscriber(run: &mut Run, credits: &Credits) -> Option<SubscriberId> {
+        for _ in 0..run.subscribers.len() {
+            let first = *run.subscribers.front()?;
+            if credits.allows(first) {
+                return Some(first);
+            }
+            run.subscribers.rotate_left(1);
+        }
+        None
+    }
+
+    /// False: the bytes are not at hand; deliveries of this group wait for them.
+    fn send(
+        &self,
+        run: &mut Run,
+        subscriber: SubscriberId,
+        offset: u64,
+        credits: &mut Credits,
+        out: &mut Vec<Delivered>,
+        needs: &mut Needs,
+    ) -> bool {
+        let message = &self.queue.messages[&offset];
+        let sealed = match self.cache.get(message.place, message.length) {
+            Fetched::Missing => {
+                needs.reads.push((message.place, message.length));
+                return false;
+            }
+            Fetched::Written(sealed) => sealed,
+            Fetched::Read(sealed) => {
+                if crate::log::crc32c(&sealed) != message.crc && !self.bugs.has(Bug::SkipReadCheck) {
+                    needs.rotten.push((self.queue.address.clone(), Offset(offset)));
+                    return false;
+                }
+                sealed
+            }
+        };
+        let lease = self.queue.settings.lease;
+        let expires_at = self.now + lease;
+        let attempt = self.group.attempt(offset);
+        let consumer = self.consumers[&subscriber].2;
+        run.leases.insert(
+            offset,
+            Lease { subscriber, consumer, attempt, since: self.now, expires_at, settling: false },
+        );
+        run.deadlines.insert((expires_at, offset));
+        run.subscribers.rotate_left(1);
+        credits.spend(subscriber, message.length);
+        let reason = message.dead_reason();
+        out.push(Delivered { subscriber, offset: Offset(offset), attempt, lease, reason, sealed });
+        true
+    }
+}

@@ -1,0 +1,660 @@
+//! One replicated log and the queues in it: accepts each message once, leases it, forgets it when it is settled.
+//!
+//! This file is the composer: it carries events to consensus, entries to the log, committed entries to the state, and
+//! what was applied to deliveries and to whoever waits. It decides nothing itself.
+
+pub mod cache;
+pub mod catalog;
+mod codec;
+pub mod consensus;
+pub mod dedup;
+pub mod delivery;
+pub mod event;
+pub mod queue;
+pub mod restore;
+pub mod snapshot;
+pub mod state;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use swarmmq_protocol::{
+    error::Code,
+    id::{
+        Address, Attempt, ConsumerId, GroupName, Offset, ProducerEpoch, ProducerId, Sequence, ShardId, Term,
+    },
+    time::{Instant, WallTime},
+};
+
+use self::{
+    cache::Cache,
+    consensus::{Consensus, LogEntry},
+    dedup::Verdict,
+    delivery::{Credits, Delivered, Delivery, LeaseLost, Needs, Settlement, SubscriberId},
+    event::{Entry, EntryWriter, Event, Order},
+    state::{Outcome, Placed, PlacedRun, State},
+};
+use crate::{
+    log::{Position, Writer},
+    node::{
+        Now,
+        bug::{Bug, Bugs},
+    },
+};
+
+/// Log record: hard state of consensus.
+pub const RECORD_HARD: u8 = 1;
+/// Log record: one entry.
+pub const RECORD_ENTRY: u8 = 2;
+/// Log record: part of a snapshot.
+pub const RECORD_SNAPSHOT: u8 = 3;
+/// Log record: a live message copied out of an old segment.
+pub const RECORD_MOVED: u8 = 4;
+
+/// An entry is closed when it is this long.
+const ENTRY_BYTES: usize = 1 << 20;
+/// Bytes of a snapshot in one record.
+const SNAPSHOT_PART_BYTES: usize = 4 << 20;
+/// Bytes read at once for a backlog.
+const READ_AHEAD_BYTES: u32 = 256 << 10;
+/// Pause between looks for messages that are old enough to go.
+const AGING_MILLIS: u64 = 1000;
+/// Pause between looks for producers to forget.
+const FORGETTING_MILLIS: u64 = 3_600_000;
+
+/// Names a question to a shard; the answer carries it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// How a question ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Committed, with this effect.
+    Committed(Outcome),
+    /// Definitely not done.
+    Refused(Code),
+    /// Perhaps done: the shard lost its leader or its log before it could tell.
+    Unknown(Code),
+}
+
+/// What a shard wants done.
+#[derive(Debug, Default)]
+pub struct Work {
+    /// For whoever asked.
+    pub answers: Vec<(Ticket, Answer)>,
+    /// For consumers.
+    pub delivered: Vec<Delivered>,
+    /// To be read from the log, in bytes.
+    pub reads: Vec<(Position, u32)>,
+    /// Consensus rounds that wait for the records appended since the last batch to be on stable storage.
+    pub rounds: Vec<u64>,
+}
+
+/// Consecutive messages of one producer, checked by the node.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Who.
+    pub producer: ProducerId,
+    /// In which life.
+    pub epoch: ProducerEpoch,
+    /// Sequence of the first message; the others follow without gaps.
+    pub first: Sequence,
+    /// How many.
+    pub count: u32,
+    /// Sealed bytes, one message after the other.
+    pub messages: Bytes,
+}
+
+#[derive(Debug, Default)]
+struct Building {
+    entry: EntryWriter,
+    tickets: Vec<Option<Ticket>>,
+}
+
+/// One shard on one node.
+#[derive(Debug)]
+pub struct Shard {
+    id: ShardId,
+    consensus: Consensus,
+    state: State,
+    delivery: Delivery,
+    cache: Cache,
+    building: Building,
+    /// Entries closed and not yet proposed.
+    closed: VecDeque<(EntryWriter, Vec<Option<Ticket>>)>,
+    /// Who waits for which index; every event of the entry in order.
+    waiting: VecDeque<(u64, Vec<Option<Ticket>>)>,
+    /// Where entries lie that are not applied yet.
+    places: VecDeque<(u64, u64, Position)>,
+    /// Highest sequence proposed per producer, in the current reign.
+    proposed: BTreeMap<ProducerId, (ProducerEpoch, Sequence)>,
+    applied_term: u64,
+    stamp: WallTime,
+    next_tick: Instant,
+    next_aging: Instant,
+    forget_at: WallTime,
+    /// Oldest segment this shard needs beside those with live messages.
+    floor_segment: u32,
+    log_bytes_since_snapshot: u64,
+    snapshot_bytes: u64,
+    reading: Option<Position>,
+    stopped: Option<String>,
+    bugs: Bugs,
+}
+
+impl Shard {
+    /// Which shard.
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+
+    /// What it remembers.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Whether it leads and everything it must know was applied.
+    pub fn is_serving(&self) -> bool {
+        self.stopped.is_none() && self.delivery.is_serving()
+    }
+
+    /// Current reign.
+    pub fn term(&self) -> Term {
+        self.consensus.term()
+    }
+
+    /// Why it stopped for good, if it did.
+    pub fn stopped(&self) -> Option<&str> {
+        self.stopped.as_deref()
+    }
+
+    /// Messages leased now to consumers of `group`.
+    pub fn leased(&self, address: &Address, group: &GroupName) -> u64 {
+        self.delivery.leased(address, group)
+    }
+
+    /// Proposes `event`; the answer comes with `ticket`, if there is one.
+    pub fn propose(&mut self, event: &Event, ticket: Option<Ticket>, work: &mut Work) {
+        if !self.is_serving() {
+            self.refuse(ticket, work);
+            return;
+        }
+        self.push(event, ticket);
+    }
+
+    /// Takes a batch of messages. What can be answered without the log is answered at once.
+    pub fn publish(&mut self, batch: Batch, ticket: Ticket, work: &mut Work) {
+        if !self.is_serving() {
+            self.refuse(Some(ticket), work);
+            return;
+        }
+        let last = Sequence(batch.first.0 + u64::from(batch.count) - 1);
+        if let Verdict::Seen(_) = self.state.producers.classify(batch.producer, batch.epoch, last) {
+            // All of it is in the log and committed: `apply` would say the same of every message.
+            let runs = (0..u64::from(batch.count))
+                .map(|n| {
+                    let sequence = Sequence(batch.first.0 + n);
+                    let Verdict::Seen(offset) =
+                        self.state.producers.classify(batch.producer, batch.epoch, sequence)
+                    else {
+                        unreachable!("sequences below a seen one are seen");
+                    };
+                    PlacedRun { count: 1, placed: Placed::Seen(offset) }
+                })
+                .collect();
+            work.answers.push((ticket, Answer::Committed(Outcome::Placed(runs))));
+            return;
+        }
+        let durable = self.state.producers.last(batch.producer, batch.epoch);
+        let proposed = self.proposed.get(&batch.producer).filter(|(epoch, _)| *epoch == batch.epoch);
+        let known = durable.max(proposed.map(|(_, last)| *last));
+        if known.is_some_and(|known| batch.first.0 > known.0 + 1) && !self.bugs.has(Bug::AcceptGaps) {
+            work.answers.push((ticket, Answer::Refused(Code::Gap)));
+            return;
+        }
+        let highest = known.unwrap_or(Sequence(0)).max(last);
+        self.proposed.insert(batch.producer, (batch.epoch, highest));
+        self.push(&Event::Published { messages: batch.messages, at: 0 }, Some(ticket));
+    }
+
+    fn refuse(&self, ticket: Option<Ticket>, work: &mut Work) {
+        let Some(ticket) = ticket else { return };
+        let code = if self.stopped.is_some() { Code::LogStopped } else { Code::NotLeader };
+        work.answers.push((ticket, Answer::Refused(code)));
+    }
+
+    fn push(&mut self, event: &Event, ticket: Option<Ticket>) {
+        self.building.entry.push(event);
+        self.building.tickets.push(ticket);
+        if self.building.entry.len() >= ENTRY_BYTES || self.building.entry.count() == u16::MAX {
+            let full = std::mem::take(&mut self.building);
+            self.closed.push_back((full.entry, full.tickets));
+        }
+    }
+
+    /// Lets a consumer take part in its group. Returns which of `held` are lost. Refused where nothing is led.
+    pub fn subscribe(
+        &mut self,
+        now: Now,
+        subscriber: SubscriberId,
+        consumer: ConsumerId,
+        address: &Address,
+        group: &GroupName,
+        held: &[(Offset, Attempt)],
+    ) -> Result<Vec<Offset>, Code> {
+        if !self.is_serving() {
+            return Err(Code::NotLeader);
+        }
+        Ok(self.delivery.subscribe(now.monotonic, &self.state, subscriber, consumer, address, group, held))
+    }
+
+    /// Ends a subscription; what it holds stays leased.
+    pub fn unsubscribe(&mut self, subscriber: SubscriberId) {
+        self.delivery.unsubscribe(subscriber);
+    }
+
+    /// Asks to settle one message. `Ok(true)`: done. `Ok(false)`: `ticket` will be answered.
+    pub fn settle(
+        &mut self,
+        now: Now,
+        subscriber: SubscriberId,
+        offset: Offset,
+        attempt: Attempt,
+        settlement: &Settlement,
+        ticket: Ticket,
+    ) -> Result<bool, LeaseLost> {
+        if !self.is_serving() {
+            return Err(LeaseLost);
+        }
+        match self.delivery.settle(now.monotonic, subscriber, offset, attempt, settlement)? {
+            None => Ok(true),
+            Some(event) if self.bugs.has(Bug::SettleBeforeCommit) => {
+                self.push(&event, None);
+                Ok(true)
+            }
+            Some(event) => {
+                self.push(&event, Some(ticket));
+                Ok(false)
+            }
+        }
+    }
+
+    /// Proposes the acknowledgements of many messages at once; the caller made sure of each with
+    /// [`Shard::check_ack`].
+    pub fn settle_ranges(
+        &mut self,
+        address: &Address,
+        group: &GroupName,
+        ranges: Vec<(Offset, u32)>,
+        ticket: Ticket,
+    ) {
+        let event = Event::Settled { address: address.clone(), group: group.clone(), ranges };
+        if self.bugs.has(Bug::SettleBeforeCommit) {
+            self.push(&event, None);
+        } else {
+            self.push(&event, Some(ticket));
+        }
+    }
+
+    /// Whether `subscriber` may acknowledge `offset`; its lease then waits for the settlement.
+    pub fn check_ack(
+        &mut self,
+        now: Now,
+        subscriber: SubscriberId,
+        offset: Offset,
+        attempt: Attempt,
+    ) -> Result<(), LeaseLost> {
+        if !self.is_serving() {
+            return Err(LeaseLost);
+        }
+        self.delivery.settle(now.monotonic, subscriber, offset, attempt, &Settlement::Ack).map(|_| ())
+    }
+
+    /// Whether acknowledgements may be confirmed before they are committed; a planted bug.
+    pub fn settles_early(&self) -> bool {
+        self.bugs.has(Bug::SettleBeforeCommit)
+    }
+
+    /// A consensus round is on stable storage.
+    pub fn persisted(&mut self, round: u64) {
+        self.consensus.persisted(round);
+    }
+
+    /// The log stopped: nothing is acknowledged any more, and whoever waits learns that the outcome is unknown.
+    pub fn stop(&mut self, why: &str, work: &mut Work) {
+        if self.stopped.is_none() {
+            self.stopped = Some(why.to_owned());
+        }
+        let building = std::mem::take(&mut self.building);
+        let unproposed = self.closed.drain(..).map(|(_, tickets)| tickets).chain([building.tickets]);
+        for ticket in unproposed.flatten().flatten() {
+            work.answers.push((ticket, Answer::Refused(Code::LogStopped)));
+        }
+        for ticket in self.waiting.drain(..).flat_map(|(_, tickets)| tickets).flatten() {
+            work.answers.push((ticket, Answer::Unknown(Code::LogStopped)));
+        }
+        self.delivery.end();
+    }
+
+    /// Bytes of the log that were asked for.
+    pub fn read(&mut self, place: Position, result: Result<Bytes, String>) {
+        if self.reading == Some(place) {
+            self.reading = None;
+        }
+        if let Ok(bytes) = result {
+            self.cache.fetched(place, bytes);
+        }
+    }
+
+    /// Bytes of payload in memory.
+    pub fn cache_bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
+    /// Drops payload bytes from memory, oldest first.
+    pub fn shrink_cache(&mut self, bytes_max: usize) {
+        self.cache.shrink(bytes_max);
+    }
+
+    /// When [`Shard::flush`] has something to do without any input.
+    pub fn next_wake(&self) -> Option<Instant> {
+        if self.stopped.is_some() {
+            return None;
+        }
+        let tick = (!self.consensus.is_leader()).then_some(self.next_tick);
+        let aging = self.needs_aging().then_some(self.next_aging);
+        [tick, aging, self.delivery.next_wake()].into_iter().flatten().min()
+    }
+
+    fn needs_aging(&self) -> bool {
+        self.state
+            .queues
+            .values()
+            .any(|queue| !queue.settings.min_age.is_zero() && !queue.messages.is_empty())
+    }
+
+    /// Does everything that can be done now: proposes what was pushed, appends records, applies what is committed,
+    /// delivers. Returns whether records were appended.
+    pub fn flush(&mut self, now: Now, log: &mut Writer, credits: &mut Credits, work: &mut Work) {
+        if self.stopped.is_some() {
+            return;
+        }
+        self.pass_time(now, work);
+        // What is applied may ask for more events, which go into the same batch.
+        for _ in 0..4 {
+            self.propose_pushed(now);
+            self.rounds(now, log, work);
+            let mut needs = Needs::default();
+            if self.delivery.is_serving() {
+                self.delivery.deliver(
+                    now.monotonic,
+                    &self.state,
+                    &self.cache,
+                    credits,
+                    &mut work.delivered,
+                    &mut needs,
+                );
+            }
+            let more = !needs.events.is_empty();
+            self.meet(needs, work);
+            if !more {
+                break;
+            }
+        }
+        if cfg!(debug_assertions) && self.state.applied % 64 == 0 {
+            self.state.check();
+        }
+    }
+
+    fn pass_time(&mut self, now: Now, work: &mut Work) {
+        if now.monotonic >= self.next_tick {
+            self.consensus.tick();
+            self.next_tick = now.monotonic + std::time::Duration::from_millis(consensus::TICK_MILLIS);
+        }
+        if !self.delivery.is_serving() {
+            return;
+        }
+        let mut needs = Needs::default();
+        self.delivery.wake(now.monotonic, &mut needs);
+        self.meet(needs, work);
+        if now.monotonic >= self.next_aging {
+            self.next_aging = now.monotonic + std::time::Duration::from_millis(AGING_MILLIS);
+            let old_enough = self.state.queues.values().any(|queue| {
+                !queue.settings.min_age.is_zero()
+                    && queue.messages.first_key_value().is_some_and(|(offset, message)| {
+                        queue.settled_by_all(*offset)
+                            && now.wall.since(message.published_at) >= queue.settings.min_age
+                    })
+            });
+            let forget = now.wall >= self.forget_at && !self.state.producers.known.is_empty();
+            if old_enough || forget {
+                self.forget_at = WallTime(now.wall.0 + FORGETTING_MILLIS);
+                self.push(&Event::Ticked, None);
+            }
+        }
+    }
+
+    fn meet(&mut self, needs: Needs, work: &mut Work) {
+        for event in &needs.events {
+            self.push(event, None);
+        }
+        for (place, length) in needs.reads {
+            if self.reading.is_none() {
+                self.reading = Some(place);
+                work.reads.push((place, length.max(READ_AHEAD_BYTES)));
+            }
+        }
+        if let Some((address, offset)) = needs.rotten.into_iter().next() {
+            // One voter: no other replica can repair it. Nothing is served past it; an operator decides.
+            self.cache.distrust();
+            self.stop(
+                &format!("message {} of {address} does not match its checksum on disk", offset.0),
+                work,
+            );
+        }
+    }
+
+    fn propose_pushed(&mut self, now: Now) {
+        if !self.building.entry.is_empty() {
+            let building = std::mem::take(&mut self.building);
+            self.closed.push_back((building.entry, building.tickets));
+        }
+        while let Some((entry, tickets)) = self.closed.pop_front() {
+            self.stamp = self.stamp.max(self.state.time).max(now.wall);
+            let index =
+                self.consensus.propose(entry.finish(self.stamp)).expect("only a leader collects events");
+            self.waiting.push_back((index, tickets));
+        }
+    }
+
+    fn rounds(&mut self, now: Now, log: &mut Writer, work: &mut Work) {
+        while let Some(round) = self.consensus.round() {
+            if let Some(hard) = round.hard {
+                let mut body = [0; 24];
+                body[..8].copy_from_slice(&hard.term.to_be_bytes());
+                body[8..16].copy_from_slice(&hard.vote.to_be_bytes());
+                body[16..].copy_from_slice(&hard.commit.to_be_bytes());
+                log.append(RECORD_HARD, self.id.0, 0, hard.term, &[&body]);
+            }
+            for entry in round.entries {
+                let place = log.append(RECORD_ENTRY, self.id.0, entry.index, entry.term, &[&entry.data]);
+                self.log_bytes_since_snapshot += entry.data.len() as u64 + 64;
+                self.places.push_back((entry.index, entry.term, place));
+                self.cache.wrote(place, entry.data);
+            }
+            for entry in round.committed {
+                self.apply(now, entry, work);
+            }
+            if round.must_sync && !self.bugs.has(Bug::AckBeforeSync) {
+                work.rounds.push(round.number);
+            } else if work.rounds.is_empty() {
+                self.consensus.persisted(round.number);
+            } else {
+                work.rounds.push(round.number);
+            }
+        }
+    }
+
+    fn apply(&mut self, now: Now, entry: LogEntry, work: &mut Work) {
+        let (index, term) = (entry.index, entry.term);
+        let place = loop {
+            let (at, _, place) = self.places.pop_front().expect("a committed entry was appended before");
+            if at == index {
+                break place;
+            }
+        };
+        let tickets = match self.waiting.front() {
+            Some((waiting, _)) if *waiting == index => self.waiting.pop_front().expect("looked at above").1,
+            _ => Vec::new(),
+        };
+        if !entry.data.is_empty() {
+            let read = Entry::read(&entry.data).expect("this shard proposed it and its checksum holds");
+            let mut tickets = tickets.into_iter().chain(std::iter::repeat(None));
+            for event in &read.events {
+                let keys = self.keys_of(event);
+                let outcome = self.state.apply(read.time, place, event);
+                if self.delivery.is_serving() {
+                    self.delivery.applied(now.monotonic, &self.state, event, &keys);
+                }
+                if let Some(ticket) = tickets.next().flatten() {
+                    work.answers.push((ticket, Answer::Committed(outcome)));
+                }
+            }
+        }
+        self.state.applied_to(index);
+        self.applied_term = term;
+        self.consensus.applied(index);
+        if self.consensus.is_leader() && term == self.consensus.term().0 && !self.delivery.is_serving() {
+            self.proposed.clear();
+            self.delivery.begin(now.monotonic, self.state.next_offset);
+        }
+    }
+
+    /// Keys of the messages that `event` is about, before it changes them. Empty keys unless the order is `key`.
+    fn keys_of(&self, event: &Event) -> Vec<(u64, Option<swarmmq_protocol::id::KeyHash>)> {
+        if !self.delivery.is_serving() {
+            return Vec::new();
+        }
+        let key_of = |address: &Address, offset: u64| {
+            let queue = self.state.queues.get(address).filter(|queue| queue.order == Order::Key)?;
+            queue.messages.get(&offset)?.key
+        };
+        match event {
+            Event::Settled { address, ranges, .. } => ranges
+                .iter()
+                .flat_map(|(first, count)| first.0..first.0 + u64::from(*count))
+                .map(|offset| (offset, key_of(address, offset)))
+                .collect(),
+            Event::Buried { address, offset, .. } => vec![(offset.0, key_of(address, offset.0))],
+            Event::Returned { address, items, .. } => {
+                items.iter().map(|item| (item.offset.0, key_of(address, item.offset.0))).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Oldest segment whose records this shard still needs, beside live messages.
+    pub fn floor_segment(&self) -> u32 {
+        self.floor_segment
+    }
+
+    /// Whether enough was logged since the last snapshot for a new one to pay.
+    pub fn wants_snapshot(&self, interval_bytes: u64) -> bool {
+        self.stopped.is_none() && self.log_bytes_since_snapshot > interval_bytes.max(self.snapshot_bytes * 2)
+    }
+
+    /// Appends a snapshot of the state. Returns the oldest segment needed once it is on stable storage; the caller
+    /// reports that with [`Shard::snapshot_synced`].
+    pub fn write_snapshot(&mut self, log: &mut Writer) -> u32 {
+        let hard = self.consensus.hard();
+        let mut head = Vec::with_capacity(24);
+        for number in [hard.term, hard.vote, hard.commit] {
+            head.extend_from_slice(&u64::to_be_bytes(number));
+        }
+        let bytes = self.state.to_bytes();
+        let parts: Vec<&[u8]> = bytes.chunks(SNAPSHOT_PART_BYTES).collect();
+        let mut first = None;
+        for (part, chunk) in parts.iter().enumerate() {
+            let mut numbers = [0; 8];
+            numbers[..4].copy_from_slice(&(part as u32).to_be_bytes());
+            numbers[4..].copy_from_slice(&(parts.len() as u32).to_be_bytes());
+            let place = log.append(
+                RECORD_SNAPSHOT,
+                self.id.0,
+                self.state.applied,
+                self.applied_term,
+                &[&numbers, &head, chunk],
+            );
+            first.get_or_insert(place.segment);
+        }
+        self.log_bytes_since_snapshot = 0;
+        self.snapshot_bytes = bytes.len() as u64;
+        let snapshot = first.expect("a state has at least one byte");
+        let unapplied = self.places.front().map_or(snapshot, |(_, _, place)| place.segment);
+        snapshot.min(unapplied)
+    }
+
+    /// The snapshot is on stable storage: nothing below `floor_segment` is needed but live messages.
+    pub fn snapshot_synced(&mut self, floor_segment: u32) {
+        self.floor_segment = floor_segment;
+    }
+
+    /// Live messages whose bytes lie in `segment`. Cost: O(messages).
+    pub fn messages_in(&self, segment: u32) -> Vec<(Address, Offset, Position, u32)> {
+        let queues = self.state.queues.values();
+        queues
+            .flat_map(|queue| {
+                queue.messages.iter().filter(|(_, message)| message.place.segment == segment).map(
+                    |(offset, message)| {
+                        (queue.address.clone(), Offset(*offset), message.place, message.length)
+                    },
+                )
+            })
+            .collect()
+    }
+
+    /// Appends a copy of a live message's bytes, checked first. `None`: it is gone, or its bytes are rotten.
+    pub fn write_moved(
+        &self,
+        log: &mut Writer,
+        address: &Address,
+        offset: Offset,
+        sealed: &[u8],
+    ) -> Option<Position> {
+        let message = self.state.queues.get(address)?.messages.get(&offset.0)?;
+        if crate::log::crc32c(sealed) != message.crc {
+            return None;
+        }
+        let mut head = Vec::with_capacity(address.as_str().len() + 2);
+        codec::put_text(&mut head, address.as_str());
+        let place = log.append(RECORD_MOVED, self.id.0, offset.0, 0, &[&head, sealed]);
+        Some(Position { segment: place.segment, offset: place.offset + head.len() as u32 })
+    }
+
+    /// The copy is on stable storage: the message lies there from now on.
+    pub fn moved(&mut self, address: &Address, offset: Offset, place: Position) {
+        self.state.moved(address, offset.0, place);
+    }
+
+    /// Reads a message's bytes for a reader outside any group, if they are at hand; otherwise asks for them.
+    pub fn peek(
+        &mut self,
+        place: Position,
+        length: u32,
+        crc: u32,
+        work: &mut Work,
+    ) -> Option<Result<Bytes, Code>> {
+        match self.cache.get(place, length) {
+            cache::Fetched::Written(sealed) => Some(Ok(sealed)),
+            cache::Fetched::Read(sealed) if crate::log::crc32c(&sealed) == crc => Some(Ok(sealed)),
+            cache::Fetched::Read(_) => Some(Err(Code::Corrupt)),
+            cache::Fetched::Missing => {
+                if self.reading.is_none() {
+                    self.reading = Some(place);
+                    work.reads.push((place, length.max(READ_AHEAD_BYTES)));
+                }
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! A shard's state as bytes: what a restart begins with, and what a digest is taken of.
+//!
+//! Payloads are not in it, only where they lie. With `places` the bytes are for this node's disk; without, they are the
+//! same on every replica and serve as digest.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use swarmmq_protocol::{
+    id::{GroupName, KeyHash, Offset, ProducerEpoch, ProducerId, Salt, Sequence},
+    time::WallTime,
+};
+
+use super::{
+    catalog::{Catalog, Entry},
+    codec::{Malformed, Reader, put_text},
+    dedup::{Producer, Producers, Run},
+    event::{Order, Settings, Start, read_address},
+    queue::{DeadLetter, Group, Message, Queue, Retry},
+    state::{Live, State},
+};
+use crate::{log::Position, node::bug::Bugs};
+
+const VERSION: u8 = 1;
+
+impl State {
+    /// Bytes from which [`State::read`] rebuilds the state on this node.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.put(true)
+    }
+
+    /// Equal on all replicas that applied the same entries, and after a replay. Cost: O(state).
+    pub fn digest(&self) -> [u8; 32] {
+        swarmmq_protocol::mac::sha256(&[&self.put(false)])
+    }
+
+    /// Rebuilds a state from what [`State::to_bytes`] gave.
+    pub fn read(bytes: &[u8], bugs: Bugs) -> Result<Self, Malformed> {
+        let mut r = Reader::new(bytes);
+        if r.u8()? != VERSION {
+            return Err(Malformed);
+        }
+        let time = WallTime(r.u64()?);
+        let applied = r.u64()?;
+        let next_offset = r.u64()?;
+        let producers = read_producers(&mut r)?;
+        let catalog = read_catalog(&mut r)?;
+        let count = r.u32()?;
+        let mut queues = BTreeMap::new();
+        for _ in 0..count {
+            let queue = read_queue(&mut r)?;
+            queues.insert(queue.address.clone(), queue);
+        }
+        r.end()?;
+        let mut live: BTreeMap<u32, Live> = BTreeMap::new();
+        for message in queues.values().flat_map(|queue: &Queue| queue.messages.values()) {
+            let entry = live.entry(message.place.segment).or_default();
+            entry.messages += 1;
+            entry.bytes += u64::from(message.length);
+        }
+        Ok(Self { time, applied, next_offset, producers, queues, catalog, live, bugs })
+    }
+
+    fn put(&self, places: bool) -> Vec<u8> {
+        let messages: usize = self.queues.values().map(|queue| queue.messages.len()).sum();
+        let mut out = Vec::with_capacity(256 + messages * 48);
+        out.push(VERSION);
+        for number in [self.time.0, self.applied, self.next_offset] {
+            out.extend_from_slice(&number.to_be_bytes());
+        }
+        put_producers(&mut out, &self.producers);
+        put_catalog(&mut out, &self.catalog);
+        out.extend_from_slice(&(self.queues.len() as u32).to_be_bytes());
+        self.queues.values().for_each(|queue| put_queue(&mut out, queue, places));
+        out
+    }
+}
+
+fn put_producers(out: &mut Vec<u8>, producers: &Producers) {
+    out.extend_from_slice(&(producers.known.len() as u32).to_be_bytes());
+    for (id, known) in &producers.known {
+        out.extend_from_slice(&id.0.to_be_bytes());
+        out.extend_from_slice(&known.epoch.0.to_be_bytes());
+        out.extend_from_slice(&known.salt.0);
+        out.extend_from_slice(&known.last.0.to_be_bytes());
+        out.extend_from_slice(&known.seen_at.0.to_be_bytes());
+        out.push(u8::from(known.closed));
+        out.push(known.recent.len() as u8);
+        for run in &known.recent {
+            for number in [run.first.0, run.offset.0, run.count] {
+                out.extend_from_slice(&number.to_be_bytes());
+            }
+        }
+    }
+}
+
+fn read_producers(r: &mut Reader<'_>) -> Result<Producers, Malformed> {
+    let count = r.u32()?;
+    let mut known = BTreeMap::new();
+    for _ in 0..count {
+        let id = ProducerId(r.u128()?);
+        let epoch = ProducerEpoch(r.u64()?);
+        let salt = Salt(r.array()?);
+        let last = Sequence(r.u64()?);
+        let seen_at = WallTime(r.u64()?);
+        let closed = r.u8()? != 0;
+        let runs = r.u8()?;
+        let recent: VecDeque<Run> = (0..runs)
+            .map(|_| Ok(Run { first: Sequence(r.u64()?), offset: Offset(r.u64()?), count: r.u64()? }))
+            .collect::<Result<_, Malformed>>()?;
+        known.insert(id, Producer { epoch, salt, last, seen_at, closed, recent });
+    }
+    Ok(Producers { known })
+}
+
+fn put_catalog(out: &mut Vec<u8>, catalog: &Catalog) {
+    out.extend_from_slice(&(catalog.addresses.len() as u32).to_be_bytes());
+    for (address, entry) in &catalog.addresses {
+        put_text(out, address.as_str());
+        out.push(entry.order.to_u8());
+        entry.settings.put(out);
+        out.push(entry.groups.len() as u8);
+        for (group, start) in &entry.groups {
+            put_text(out, group.as_str());
+            start.put(out);
+        }
+    }
+}
+
+fn read_catalog(r: &mut Reader<'_>) -> Result<Catalog, Malformed> {
+    let count = r.u32()?;
+    let mut addresses = BTreeMap::new();
+    for _ in 0..count {
+        let address = read_address(r)?;
+        let order = Order::from_u8(r.u8()?).ok_or(Malformed)?;
+        let settings = Settings::read(r)?;
+        let count = r.u8()?;
+        let mut groups = BTreeMap::new();
+        for _ in 0..count {
+            let group = read_group_name(r)?;
+            groups.insert(group, Start::read(r)?);
+        }
+        addresses.insert(address, Entry { order, settings, groups });
+    }
+    Ok(Catalog { addresses })
+}
+
+fn read_group_name(r: &mut Reader<'_>) -> Result<GroupName, Malformed> {
+    GroupName::parse(r.text()?).map_err(|_| Malformed)
+}
+
+fn put_queue(out: &mut Vec<u8>, queue: &Queue, places: bool) {
+    put_text(out, queue.address.as_str());
+    out.push(queue.order.to_u8());
+    queue.settings.put(out);
+    out.extend_from_slice(&(queue.messages.len() as u32).to_be_bytes());
+    for (offset, message) in &queue.messages {
+        out.extend_from_slice(&offset.to_be_bytes());
+        if places {
+            out.extend_from_slice(&message.place.segment.to_be_bytes());
+            out.extend_from_slice(&message.place.offset.to_be_bytes());
+        }
+        out.extend_from_slice(&message.length.to_be_bytes());
+        out.extend_from_slice(&message.crc.to_be_bytes());
+        out.extend_from_slice(&message.published_at.0.to_be_bytes());
+        out.push(u8::from(message.key.is_some()) | u8::from(message.dead.is_some()) << 1);
+        if let Some(key) = message.key {
+            out.extend_from_slice(&key.0);
+        }
+        if let Some(dead) = &message.dead {
+            put_text(out, dead.group.as_str());
+            out.extend_from_slice(&dead.origin.0.to_be_bytes());
+            put_text(out, &dead.reason);
+        }
+    }
+    out.push(queue.groups.len() as u8);
+    for (name, group) in &queue.groups {
+        put_text(out, name.as_str());
+        for number in [group.floor, group.horizon, group.dead_lettered] {
+            out.extend_from_slice(&number.to_be_bytes());
+        }
+        out.extend_from_slice(&(group.settled.len() as u32).to_be_bytes());
+        group.settled.iter().for_each(|offset| out.extend_from_slice(&offset.to_be_bytes()));
+        out.extend_from_slice(&(group.retries.len() as u32).to_be_bytes());
+        for (offset, retry) in &group.retries {
+            out.extend_from_slice(&offset.to_be_bytes());
+            out.extend_from_slice(&retry.attempt.to_be_bytes());
+            out.extend_from_slice(&retry.failures.to_be_bytes());
+            out.extend_from_slice(&retry.not_before.0.to_be_bytes());
+        }
+    }
+}
+
+fn read_queue(r: &mut Reader<'_>) -> Result<Queue, Malformed> {
+    let address = read_address(r)?;
+    let order = Order::from_u8(r.u8()?).ok_or(Malformed)?;
+    let settings = Settings::read(r)?;
+    let mut queue = Queue::new(address, order, settings);
+    let count = r.u32()?;
+    let mut messages = Vec::new();
+    for _ in 0..count {
+        let offset = r.u64()?;
+        let message = read_message(r)?;
+        queue.bytes += u64::from(message.length);
+        messages.push((offset, message));
+    }
+    queue.messages = messages.into_iter().collect();
+    let count = r.u8()?;
+    for _ in 0..count {
+        let name = read_group_name(r)?;
+        let (floor, horizon, dead_lettered) = (r.u64()?, r.u64()?, r.u64()?);
+        let settled = (0..r.u32()?).map(|_| r.u64()).collect::<Result<BTreeSet<u64>, Malformed>>()?;
+        let retries = (0..r.u32()?)
+            .map(|_| {
+                let offset = r.u64()?;
+                Ok((offset, Retry { attempt: r.u32()?, failures: r.u32()?, not_before: WallTime(r.u64()?) }))
+            })
+            .collect::<Result<BTreeMap<u64, Retry>, Malformed>>()?;
+        queue.groups.insert(name, Group { floor, settled, horizon, retries, dead_lettered });
+    }
+    Ok(queue)
+}
+
+fn read_message(r: &mut Reader<'_>) -> Result<Message, Malformed> {
+    let place = Position { segment: r.u32()?, offset: r.u32()? };
+    let length = r.u32()?;
+    let crc = r.u32()?;
+    let published_at = WallTime(r.u64()?);
+    let flags = r.u8()?;
+    let key = if flags & 1 != 0 { Some(KeyHash(r.array()?)) } else { None };
+    let dead = if flags & 2 != 0 {
+        let group = read_group_name(r)?;
+        let origin = Offset(r.u64()?);
+        Some(Box::new(DeadLetter { group, origin, reason: r.text()?.to_owned() }))
+    } else {
+        None
+    };
+    Ok(Message { place, length, crc, published_at, key, dead })
+}

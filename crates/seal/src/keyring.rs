@@ -1,0 +1,603 @@
+//! The keyring file: which keys a client holds, and the part of it that a node may hold.
+//!
+//! ```toml
+//! version = 1
+//! access_token = "64 hex digits"     # opens connections; nodes hold it
+//! admission_key = "64 hex digits"    # lets messages in; nodes hold it
+//! routing_key = "64 hex digits"      # hashes message keys; never rotates
+//! current_key = 1                    # seals new messages
+//!
+//! [[payload_keys]]                   # open messages; no node ever holds one
+//! id = 1
+//! created_at_ms = 1763964000000
+//! key = "64 hex digits"
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Deserializer, de};
+use swarmmq_protocol::{id::KeyId, mac::MacKey, time::WallTime};
+use zeroize::Zeroizing;
+
+use crate::derive::Secret;
+
+/// Version of the file, in its first line.
+const VERSION: i64 = 1;
+/// Largest keyring file, in bytes. Holds [`PAYLOAD_KEYS_MAX`] keys twice over.
+const FILE_BYTES_MAX: usize = 128 << 10;
+/// Most payload keys in a keyring: one a week for nearly five years.
+pub const PAYLOAD_KEYS_MAX: usize = 256;
+/// Room for the text of one payload key, so that writing never moves secrets to a larger buffer.
+const PAYLOAD_KEY_TEXT_BYTES: usize = 192;
+const _: () = assert!(2 * PAYLOAD_KEYS_MAX * PAYLOAD_KEY_TEXT_BYTES <= FILE_BYTES_MAX);
+
+/// All that a client needs besides addresses of nodes. Cheap to clone; the secrets exist once and are zeroed on drop.
+#[derive(Clone)]
+pub struct ClientKeyring(Arc<Keys>);
+
+struct Keys {
+    access_token: Secret,
+    admission: Secret,
+    routing: Secret,
+    current: KeyId,
+    payload: BTreeMap<KeyId, PayloadKey>,
+}
+
+struct PayloadKey {
+    secret: Secret,
+    created_at: WallTime,
+}
+
+impl ClientKeyring {
+    /// A fresh keyring with payload key 1.
+    ///
+    /// * `random` fills its argument with bytes nobody can guess; it is called once per secret.
+    /// * Fails if they are zero or repeat, so that a broken source of randomness does not go unseen.
+    pub fn generate(created_at: WallTime, random: &mut dyn FnMut(&mut [u8])) -> Result<Self, KeyringError> {
+        let mut secret = || Secret::filled(|out| random(out));
+        let keys = Keys {
+            access_token: secret(),
+            admission: secret(),
+            routing: secret(),
+            current: KeyId(1),
+            payload: BTreeMap::from([(KeyId(1), PayloadKey { secret: secret(), created_at })]),
+        };
+        keys.checked()
+    }
+
+    /// Reads the keyring file at `path`.
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        let unreadable = |error: io::Error| LoadError::File { path: path.into(), kind: error.kind() };
+        // Read into its final buffer: a growing one would leave copies of the secrets behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_BYTES_MAX + 1));
+        let file = File::open(path).map_err(unreadable)?;
+        file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+        let parsed = if bytes.len() > FILE_BYTES_MAX {
+            Err(KeyringError::TooLarge)
+        } else {
+            std::str::from_utf8(&bytes)
+                .map_err(|error| malformed(&bytes, error.valid_up_to()))
+                .and_then(Self::parse)
+        };
+        parsed.map_err(|error| LoadError::Keyring { path: path.into(), error })
+    }
+
+    /// Parses the text of a keyring file. Errors never quote the text.
+    pub fn parse(text: &str) -> Result<Self, KeyringError> {
+        let malformed = |error: toml::de::Error| {
+            // The library's own message quotes values, which here are secrets.
+            malformed(text.as_bytes(), error.span().map_or(0, |span| span.start))
+        };
+        let version = toml::from_str::<Version>(text).map_err(malformed)?.version;
+        match version {
+            None => return Err(KeyringError::Field { field: "version", why: FieldError::Missing }),
+            Some(VERSION) => {}
+            Some(version) => return Err(KeyringError::Version(version)),
+        }
+        let raw = toml::from_str::<Raw>(text).map_err(malformed)?;
+        if raw.routing_key.is_none() && raw.payload_keys.is_empty() && raw.admission_key.is_some() {
+            return Err(KeyringError::NodeKeyring);
+        }
+        let count = raw.payload_keys.len();
+        if count > PAYLOAD_KEYS_MAX {
+            return Err(KeyringError::TooManyKeys(count));
+        }
+        let mut payload = BTreeMap::new();
+        for entry in raw.payload_keys {
+            let id = KeyId(entry.id);
+            let secret = entry.key.secret().map_err(|why| KeyringError::PayloadKey { id, why })?;
+            let created_at = WallTime(entry.created_at_ms);
+            if payload.insert(id, PayloadKey { secret, created_at }).is_some() {
+                return Err(KeyringError::DuplicateId(id));
+            }
+        }
+        let field = |field: &'static str, key: Option<HexKey>| {
+            key.map_or(Err(FieldError::Missing), HexKey::secret)
+                .map_err(|why| KeyringError::Field { field, why })
+        };
+        let current =
+            raw.current_key.ok_or(KeyringError::Field { field: "current_key", why: FieldError::Missing })?;
+        let keys = Keys {
+            access_token: field("access_token", raw.access_token)?,
+            admission: field("admission_key", raw.admission_key)?,
+            routing: field("routing_key", raw.routing_key)?,
+            current: KeyId(current),
+            payload,
+        };
+        keys.checked()
+    }
+
+    /// The text of the client's keyring file. Secret: write it with mode 0600.
+    pub fn to_text(&self) -> Zeroizing<String> {
+        let keys = &*self.0;
+        let mut text = text_with_room(1024 + keys.payload.len() * PAYLOAD_KEY_TEXT_BYTES);
+        text.push_str("# SwarmMQ keyring for clients. Whoever reads it can read and send messages.\n");
+        push_shared(&mut text, &keys.access_token, &keys.admission);
+        push_hex(&mut text, "routing_key", &keys.routing);
+        push_number(&mut text, "current_key", keys.current.0.into());
+        for (id, key) in &keys.payload {
+            text.push_str("\n[[payload_keys]]\n");
+            push_number(&mut text, "id", id.0.into());
+            push_number(&mut text, "created_at_ms", key.created_at.0);
+            push_hex(&mut text, "key", &key.secret);
+        }
+        text
+    }
+
+    /// The text of the keyring file for nodes: the access token and the admission key, which open no message.
+    pub fn to_node_text(&self) -> Zeroizing<String> {
+        let mut text = text_with_room(1024);
+        text.push_str("# SwarmMQ keyring for nodes. It lets messages in and opens none.\n");
+        push_shared(&mut text, &self.0.access_token, &self.0.admission);
+        text
+    }
+
+    /// The shared token that opens a connection.
+    pub fn access_token(&self) -> MacKey {
+        MacKey::new(*self.0.access_token.bytes())
+    }
+
+    /// The key under which nodes let messages in.
+    pub fn admission_key(&self) -> MacKey {
+        MacKey::new(*self.0.admission.bytes())
+    }
+
+    /// The key that hashes message keys. Never rotates, or keys would move to other shards.
+    pub fn routing_key(&self) -> MacKey {
+        MacKey::new(*self.0.routing.bytes())
+    }
+
+    /// The payload key that seals new messages.
+    pub fn current_key(&self) -> KeyId {
+        self.0.current
+    }
+
+    /// The payload keys held, lowest first, with the time each was made.
+    pub fn payload_keys(&self) -> impl Iterator<Item = (KeyId, WallTime)> + '_ {
+        self.0.payload.iter().map(|(id, key)| (*id, key.created_at))
+    }
+
+    pub(crate) fn payload_key(&self, id: KeyId) -> Option<&Secret> {
+        self.0.payload.get(&id).map(|key| &key.secret)
+    }
+}
+
+impl fmt::Debug for ClientKeyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ids: Vec<u32> = self.0.payload.keys().map(|id| id.0).collect();
+        f.debug_struct("ClientKeyring")
+            .field("current_key", &self.0.current.0)
+            .field("payload_keys", &ids)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Keys {
+    /// Whether these keys may be used together: none zero, no two equal, the current one there.
+    fn checked(self) -> Result<ClientKeyring, KeyringError> {
+        let mut seen = Vec::with_capacity(3 + self.payload.len());
+        for (field, secret) in [
+            ("access_token", &self.access_token),
+            ("admission_key", &self.admission),
+            ("routing_key", &self.routing),
+        ] {
+            check(secret, &mut seen).map_err(|why| KeyringError::Field { field, why })?;
+        }
+        for (id, key) in &self.payload {
+            check(&key.secret, &mut seen).map_err(|why| KeyringError::PayloadKey { id: *id, why })?;
+        }
+        if !self.payload.contains_key(&self.current) {
+            return Err(KeyringError::NoCurrentKey(self.current));
+        }
+        Ok(ClientKeyring(Arc::new(self)))
+    }
+}
+
+/// A secret must not be zero nor one of those `seen`: a payload key equal to the admission key would be on every node.
+fn check<'a>(secret: &'a Secret, seen: &mut Vec<&'a Secret>) -> Result<(), FieldError> {
+    if secret.is_zero() {
+        return Err(FieldError::Zero);
+    }
+    if seen.iter().any(|other| other.bytes() == secret.bytes()) {
+        return Err(FieldError::Repeated);
+    }
+    seen.push(secret);
+    Ok(())
+}
+
+/// Why a keyring file could not be loaded. Nothing changed. Blame: configuration.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LoadError {
+    /// The file could not be read.
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        kind: io::ErrorKind,
+    },
+    /// The file was read and is no keyring.
+    Keyring {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: KeyringError,
+    },
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, kind: io::ErrorKind::NotFound } => {
+                write!(
+                    f,
+                    "there is no keyring at {}; make one with: swarmmq keys generate --out DIR",
+                    path.display()
+                )
+            }
+            Self::File { path, kind: io::ErrorKind::PermissionDenied } => {
+                write!(f, "this user may not read the keyring {}", path.display())
+            }
+            Self::File { path, kind } => write!(f, "cannot read the keyring {}: {kind}", path.display()),
+            Self::Keyring { path, error } => write!(f, "keyring {}: {error}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for LoadError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::File { .. } => None,
+            Self::Keyring { error, .. } => Some(error),
+        }
+    }
+}
+
+/// Why a text is no client keyring. Nothing changed. Never holds a part of a key. Blame: configuration.
+#[derive(Debug, PartialEq, Eq)]
+pub enum KeyringError {
+    /// Not the expected form from this line on, counted from 1.
+    Malformed {
+        /// The line.
+        line: usize,
+    },
+    /// Written by another version of SwarmMQ.
+    Version(i64),
+    /// A node's keyring: without payload keys a client can neither seal nor open.
+    NodeKeyring,
+    /// A field that cannot be used.
+    Field {
+        /// Which field.
+        field: &'static str,
+        /// What is wrong with it.
+        why: FieldError,
+    },
+    /// A payload key that cannot be used.
+    PayloadKey {
+        /// Which key.
+        id: KeyId,
+        /// What is wrong with it.
+        why: FieldError,
+    },
+    /// Two payload keys share this id.
+    DuplicateId(KeyId),
+    /// `current_key` names a payload key that is not there.
+    NoCurrentKey(KeyId),
+    /// More payload keys than [`PAYLOAD_KEYS_MAX`].
+    TooManyKeys(usize),
+    /// Far larger than any keyring; the rest was not read.
+    TooLarge,
+}
+
+impl fmt::Display for KeyringError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed { line } => {
+                write!(f, "line {line} is malformed (not shown, it may hold a key)")
+            }
+            Self::Version(version) => {
+                write!(f, "version {version}, but this program reads version {VERSION}")
+            }
+            Self::NodeKeyring => {
+                write!(f, "this is a node's keyring; a client needs the file client.keyring")
+            }
+            Self::Field { field, why } => write!(f, "{field} {why}"),
+            Self::PayloadKey { id, why } => write!(f, "payload key {} {why}", id.0),
+            Self::DuplicateId(id) => write!(f, "two payload keys have the id {}", id.0),
+            Self::NoCurrentKey(id) => {
+                write!(f, "current_key is {}, but there is no payload key {}", id.0, id.0)
+            }
+            Self::TooManyKeys(count) => {
+                write!(f, "{count} payload keys where at most {PAYLOAD_KEYS_MAX} are allowed")
+            }
+            Self::TooLarge => write!(f, "larger than {FILE_BYTES_MAX} bytes"),
+        }
+    }
+}
+
+impl std::error::Error for KeyringError {}
+
+/// What is wrong with one field of a keyring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldError {
+    /// Not there.
+    Missing,
+    /// Not 64 hex digits.
+    NotHex,
+    /// All bits zero: a placeholder, not a key.
+    Zero,
+    /// The same bytes as another key of this file: then whoever holds one holds both.
+    Repeated,
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Missing => "is missing",
+            Self::NotHex => "is not 64 hex digits",
+            Self::Zero => "is all zero, which is a placeholder and no key",
+            Self::Repeated => "has the same bytes as another key of this file",
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: Option<i64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    #[serde(rename = "version")]
+    _version: i64,
+    access_token: Option<HexKey>,
+    admission_key: Option<HexKey>,
+    routing_key: Option<HexKey>,
+    current_key: Option<u32>,
+    #[serde(default)]
+    payload_keys: Vec<RawPayloadKey>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPayloadKey {
+    id: u32,
+    created_at_ms: u64,
+    key: HexKey,
+}
+
+/// A string that should be 64 hex digits; `None` if it is not, so that the error can name the field.
+struct HexKey(Option<Secret>);
+
+impl HexKey {
+    fn secret(self) -> Result<Secret, FieldError> {
+        self.0.ok_or(FieldError::NotHex)
+    }
+}
+
+impl<'de> Deserialize<'de> for HexKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = HexKey;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("64 hex digits")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<HexKey, E> {
+                Ok(HexKey(secret_from_hex(text)))
+            }
+        }
+        deserializer.deserialize_str(Visitor)
+    }
+}
+
+fn secret_from_hex(text: &str) -> Option<Secret> {
+    if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    let digit = |c: u8| (c as char).to_digit(16).expect("all are hex digits, checked above") as u8;
+    Some(Secret::filled(|out| {
+        for (byte, pair) in out.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            *byte = digit(pair[0]) << 4 | digit(pair[1]);
+        }
+    }))
+}
+
+fn malformed(text: &[u8], at: usize) -> KeyringError {
+    let before = &text[..at.min(text.len())];
+    KeyringError::Malformed { line: 1 + before.iter().filter(|byte| **byte == b'\n').count() }
+}
+
+fn text_with_room(bytes: usize) -> Zeroizing<String> {
+    Zeroizing::new(String::with_capacity(bytes))
+}
+
+fn push_shared(text: &mut String, access_token: &Secret, admission: &Secret) {
+    push_number(text, "version", VERSION.unsigned_abs());
+    push_hex(text, "access_token", access_token);
+    push_hex(text, "admission_key", admission);
+}
+
+fn push_number(text: &mut String, field: &str, number: u64) {
+    // TOML knows no larger integer.
+    let number = number.min(i64::MAX as u64);
+    writeln!(text, "{field} = {number}").expect("writing to a string cannot fail");
+}
+
+fn push_hex(text: &mut String, field: &str, secret: &Secret) {
+    let room = text.capacity();
+    text.push_str(field);
+    text.push_str(" = \"");
+    for byte in secret.bytes() {
+        write!(text, "{byte:02x}").expect("writing to a string cannot fail");
+    }
+    text.push_str("\"\n");
+    assert_eq!(text.capacity(), room, "the buffer grew and left secrets behind");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> ClientKeyring {
+        let mut next = 0xa0;
+        ClientKeyring::generate(WallTime(1_763_964_000_000), &mut |out| {
+            out.fill(next);
+            next += 1;
+        })
+        .expect("the four secrets differ")
+    }
+
+    fn parse_with(from: &str, to: &str) -> KeyringError {
+        let text = example().to_text();
+        assert!(text.contains(from), "{from}");
+        ClientKeyring::parse(&text.replace(from, to)).expect_err("must be refused")
+    }
+
+    #[test]
+    fn a_keyring_survives_writing_and_reading() {
+        let keyring = example();
+        let again = ClientKeyring::parse(&keyring.to_text()).unwrap();
+        assert_eq!(again.to_text(), keyring.to_text());
+        assert_eq!(again.current_key(), KeyId(1));
+        assert_eq!(again.payload_keys().collect::<Vec<_>>(), [(KeyId(1), WallTime(1_763_964_000_000))]);
+        assert_eq!(again.payload_key(KeyId(1)).unwrap().bytes(), &[0xa3; 32]);
+    }
+
+    #[test]
+    fn the_largest_keyring_fits_its_file() {
+        let mut text = example().to_text().to_string();
+        for id in 2..=PAYLOAD_KEYS_MAX {
+            write!(
+                text,
+                "\n[[payload_keys]]\nid = {}\ncreated_at_ms = {}\nkey = \"{id:064x}\"\n",
+                u32::MAX - id as u32,
+                i64::MAX
+            )
+            .unwrap();
+        }
+        assert!(ClientKeyring::parse(&text).unwrap().to_text().len() <= FILE_BYTES_MAX);
+        text.push_str(&format!("\n[[payload_keys]]\nid = 9\ncreated_at_ms = 1\nkey = \"{:064x}\"\n", 9_999));
+        assert_eq!(ClientKeyring::parse(&text).unwrap_err(), KeyringError::TooManyKeys(PAYLOAD_KEYS_MAX + 1));
+    }
+
+    #[test]
+    fn the_node_text_opens_no_message() {
+        let text = example().to_node_text();
+        assert!(text.contains(&"a0".repeat(32)) && text.contains(&"a1".repeat(32)));
+        assert!(!text.contains(&"a2".repeat(32)) && !text.contains(&"a3".repeat(32)));
+        assert!(!text.contains("payload"));
+        assert_eq!(ClientKeyring::parse(&text).unwrap_err(), KeyringError::NodeKeyring);
+    }
+
+    #[test]
+    fn every_fault_of_a_keyring_has_a_name() {
+        let field = |field, why| KeyringError::Field { field, why };
+        let payload = |why| KeyringError::PayloadKey { id: KeyId(1), why };
+        let (token, admission, key) = ("a0".repeat(32), "a1".repeat(32), "a3".repeat(32));
+        for (from, to, expected) in [
+            ("version = 1", "version = 2\ncurve = \"x\"", KeyringError::Version(2)),
+            ("version = 1", "", field("version", FieldError::Missing)),
+            (&*token, &"0".repeat(64), field("access_token", FieldError::Zero)),
+            (&token, &"g".repeat(64), field("access_token", FieldError::NotHex)),
+            (&token, "", field("access_token", FieldError::NotHex)),
+            (&admission, &token, field("admission_key", FieldError::Repeated)),
+            ("routing_key", "# routing_key", field("routing_key", FieldError::Missing)),
+            ("current_key = 1", "current_key = 7", KeyringError::NoCurrentKey(KeyId(7))),
+            ("current_key = 1", "", field("current_key", FieldError::Missing)),
+            (&key, &"0".repeat(64), payload(FieldError::Zero)),
+            (&key, &admission, payload(FieldError::Repeated)),
+            (&key, "a3", payload(FieldError::NotHex)),
+            ("routing_key", "rooting_key", KeyringError::Malformed { line: 5 }),
+            ("current_key = 1", "current_key = -1", KeyringError::Malformed { line: 6 }),
+            ("version = 1", "version 1", KeyringError::Malformed { line: 2 }),
+        ] {
+            assert_eq!(parse_with(from, to), expected, "{from} -> {to}");
+        }
+        let twice = format!(
+            "{}\n[[payload_keys]]\nid = 1\ncreated_at_ms = 1\nkey = \"{}\"\n",
+            *example().to_text(),
+            "ee".repeat(32)
+        );
+        assert_eq!(ClientKeyring::parse(&twice).unwrap_err(), KeyringError::DuplicateId(KeyId(1)));
+    }
+
+    #[test]
+    fn no_error_quotes_a_key() {
+        let key = "a3".repeat(32);
+        for (from, to) in [
+            ("current_key = 1", &*format!("current_key = \"{key}\"")),
+            ("current_key = 1", &format!("current_key = {key}")),
+            ("created_at_ms = ", &format!("created_at_ms = \"{key}\" # ")),
+            ("version = 1", &format!("version = \"{key}\"")),
+            ("version = 1", &format!("version = 1\n{key} = 5")),
+            ("version = 1", &format!("version = 1\n\"{key}")),
+        ] {
+            let error = parse_with(from, to);
+            assert!(!format!("{error} {error:?}").contains("a3a3"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_keyring_does_not_print_its_secrets() {
+        assert_eq!(format!("{:?}", example()), "ClientKeyring { current_key: 1, payload_keys: [1], .. }");
+    }
+
+    #[test]
+    fn a_broken_source_of_randomness_makes_no_keyring() {
+        let of = |byte: u8| ClientKeyring::generate(WallTime(0), &mut |out| out.fill(byte)).unwrap_err();
+        assert_eq!(of(0), KeyringError::Field { field: "access_token", why: FieldError::Zero });
+        assert_eq!(of(5), KeyringError::Field { field: "admission_key", why: FieldError::Repeated });
+    }
+
+    #[test]
+    fn loading_says_what_is_wrong_with_the_file() {
+        let dir = std::env::temp_dir().join(format!("swarmmq-keyring-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("client.keyring");
+        let missing = ClientKeyring::load(&path).unwrap_err();
+        assert!(missing.to_string().contains("swarmmq keys generate"), "{missing}");
+
+        std::fs::write(&path, &*example().to_text()).unwrap();
+        assert_eq!(ClientKeyring::load(&path).unwrap().to_text(), example().to_text());
+
+        std::fs::write(&path, b"version = 1\n\xff").unwrap();
+        let error = KeyringError::Malformed { line: 2 };
+        assert_eq!(ClientKeyring::load(&path).unwrap_err(), LoadError::Keyring { path: path.clone(), error });
+
+        std::fs::write(&path, vec![b'#'; FILE_BYTES_MAX + 1]).unwrap();
+        let error = KeyringError::TooLarge;
+        assert_eq!(ClientKeyring::load(&path).unwrap_err(), LoadError::Keyring { path: path.clone(), error });
+
+        let denied = LoadError::File { path: path.clone(), kind: io::ErrorKind::PermissionDenied };
+        assert!(denied.to_string().starts_with("this user may not read"), "{denied}");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}
