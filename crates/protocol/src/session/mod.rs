@@ -1,3 +1,5 @@
 //! Both ends of a connection as pure machines: bytes of frames in, bytes of frames and verdicts out.
 
+pub mod consumer;
 pub mod handshake;
+pub mod producer;

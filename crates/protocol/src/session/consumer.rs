@@ -1,0 +1,573 @@
+//! The receiving end: takes deliveries, filters what it already holds, settles, re-claims after a reconnect.
+//!
+//! A message is *held* from its delivery until its settlement is confirmed or its lease is known to be lost. What is
+//! held is never handed out a second time, and is re-claimed before a new leader delivers it to anybody else.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+
+use crate::{
+    error::{Code, Outcome},
+    frame::{
+        self, Answer, Credit, Deliver, Held, LeaseLost, Settle, SettleAction, SettleItem, Settled, StartAt, Subscribe,
+        Subscribed, Unsubscribe,
+    },
+    id::{Address, Attempt, ConsumerId, GroupName, Offset, ShardId, Term},
+    limits::BATCH_MESSAGES_MAX,
+    time::Instant,
+};
+
+/// Pause between looks for leases that need extending, as a share of the lease.
+const EXTEND_LOOK_SHARE: u32 = 6;
+/// First pause before a refused subscription is tried again.
+const RESUBSCRIBE_PAUSE: Duration = Duration::from_millis(50);
+/// Time the node may take to answer.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Who consumes what, and how much at a time.
+#[derive(Clone, Debug)]
+pub struct ConsumerConfig {
+    /// Upper 16 bits of every request number, so that answers find their way.
+    pub tag: u16,
+    /// The connection's number for this subscription.
+    pub subscription: u32,
+    /// Who; the same over all reconnects.
+    pub consumer: ConsumerId,
+    /// Of which address.
+    pub address: Address,
+    /// In which group.
+    pub group: GroupName,
+    /// Where a new group begins.
+    pub start: Option<StartAt>,
+    /// Messages held at a time.
+    pub credit_messages: u32,
+    /// Their sealed bytes.
+    pub credit_bytes: u64,
+    /// Keep extending leases while messages are held.
+    pub extend: bool,
+}
+
+/// Which message, for this consumer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeliveryId {
+    /// Of which shard.
+    pub shard: ShardId,
+    /// Which.
+    pub offset: Offset,
+}
+
+/// A message for the application.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// Which.
+    pub id: DeliveryId,
+    /// Which delivery of it to the group.
+    pub attempt: Attempt,
+    /// Why it is a dead letter; empty if it is none.
+    pub reason: String,
+    /// As its producer sealed it.
+    pub sealed: Bytes,
+}
+
+/// How a settlement ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SettleResult {
+    /// Committed.
+    Done,
+    /// The lease was not ours any more: nothing was settled; somebody else has or had the message.
+    LeaseLost,
+    /// The connection broke between the settlement and its answer, and the message is gone now: most likely settled.
+    Unknown,
+}
+
+/// The end of one settlement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SettleResolution {
+    /// As given with the settlement.
+    pub ticket: u64,
+    /// How it ended.
+    pub result: SettleResult,
+}
+
+/// Why a subscription ended for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// For programs.
+    pub code: Code,
+    /// For people.
+    pub message: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Stage {
+    Buffered,
+    WithApplication,
+    /// A settlement waits to be sent, or for its answer.
+    Settling {
+        ticket: u64,
+        action: SettleAction,
+        reason: String,
+        sent: bool,
+    },
+}
+
+#[derive(Debug)]
+struct Message {
+    attempt: Attempt,
+    term: Term,
+    bytes: u64,
+    expires_at: Instant,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    Detached,
+    /// Connected, not subscribed; try at this time.
+    Idle(Instant),
+    Subscribing,
+    Active,
+    Leaving,
+    Gone,
+}
+
+/// One subscription.
+#[derive(Debug)]
+pub struct Consumer {
+    config: ConsumerConfig,
+    link: Link,
+    start_told: bool,
+    held: BTreeMap<DeliveryId, Message>,
+    ready: VecDeque<Delivery>,
+    /// To be settled, in order.
+    queue: VecDeque<DeliveryId>,
+    extensions: Vec<DeliveryId>,
+    asked: BTreeMap<u64, Asked>,
+    next_request: u64,
+    owed_messages: u32,
+    owed_bytes: u64,
+    resolutions: Vec<SettleResolution>,
+    refusal: Option<Refusal>,
+    closing: bool,
+    lease: Duration,
+    next_look: Instant,
+    retry_at: Instant,
+}
+
+#[derive(Debug)]
+enum Asked {
+    Subscribe,
+    Unsubscribe,
+    Settle(Vec<(DeliveryId, bool)>),
+}
+
+impl Consumer {
+    /// A subscription to be made on the next connection.
+    pub fn new(config: ConsumerConfig) -> Self {
+        let next_request = (u64::from(config.tag) << 48) + 1;
+        Self {
+            config,
+            link: Link::Detached,
+            start_told: false,
+            held: BTreeMap::new(),
+            ready: VecDeque::new(),
+            queue: VecDeque::new(),
+            extensions: Vec::new(),
+            asked: BTreeMap::new(),
+            next_request,
+            owed_messages: 0,
+            owed_bytes: 0,
+            resolutions: Vec::new(),
+            refusal: None,
+            closing: false,
+            lease: crate::limits::LEASE,
+            next_look: Instant(0),
+            retry_at: Instant(0),
+        }
+    }
+
+    /// Whether `request` was asked by this session.
+    pub fn owns(&self, request: u64) -> bool {
+        request >> 48 == u64::from(self.config.tag)
+    }
+
+    /// The connection's number for this subscription.
+    pub fn subscription(&self) -> u32 {
+        self.config.subscription
+    }
+
+    /// Whether the group feeds this consumer now.
+    pub fn is_active(&self) -> bool {
+        self.link == Link::Active
+    }
+
+    /// Why it ended for good, if it did.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        self.refusal.as_ref()
+    }
+
+    /// Messages held.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// A connection is open.
+    pub fn connected(&mut self, now: Instant) {
+        if self.link == Link::Detached {
+            self.link = Link::Idle(now);
+        }
+    }
+
+    /// The connection is gone. What is held stays held, to be re-claimed.
+    pub fn disconnected(&mut self) {
+        if self.link == Link::Gone {
+            return;
+        }
+        if self.link == Link::Leaving {
+            self.link = Link::Gone;
+            return;
+        }
+        self.link = Link::Detached;
+        self.asked.clear();
+        self.extensions.clear();
+    }
+
+    /// The next message for the application.
+    pub fn next_delivery(&mut self) -> Option<Delivery> {
+        let delivery = self.ready.pop_front()?;
+        if let Some(message) = self.held.get_mut(&delivery.id) {
+            message.stage = Stage::WithApplication;
+        }
+        Some(delivery)
+    }
+
+    /// Settles a message that the application holds. The result comes with `ticket`.
+    ///
+    /// [`SettleAction::Extend`] is not for here: leases of held messages are extended by themselves.
+    pub fn settle(&mut self, id: DeliveryId, action: SettleAction, reason: String, ticket: u64) {
+        match self.held.get_mut(&id) {
+            Some(message) if message.stage == Stage::WithApplication => {
+                message.stage = Stage::Settling { ticket, action, reason, sent: false };
+                self.queue.push_back(id);
+            }
+            _ => self.resolutions.push(SettleResolution { ticket, result: SettleResult::LeaseLost }),
+        }
+    }
+
+    /// Gives back everything that is held, then leaves.
+    pub fn close(&mut self) {
+        if self.closing {
+            return;
+        }
+        self.closing = true;
+        self.ready.clear();
+        for (id, message) in &mut self.held {
+            if matches!(message.stage, Stage::Buffered | Stage::WithApplication) {
+                let action = SettleAction::Release;
+                message.stage = Stage::Settling { ticket: u64::MAX, action, reason: String::new(), sent: false };
+                self.queue.push_back(*id);
+            }
+        }
+    }
+
+    /// Whether closing is complete.
+    pub fn is_closed(&self) -> bool {
+        self.link == Link::Gone || self.refusal.is_some() || (self.closing && self.link == Link::Detached && self.held.is_empty())
+    }
+
+    /// Ends of settlements that became known since the last call.
+    pub fn take_resolutions(&mut self, into: &mut Vec<SettleResolution>) {
+        into.append(&mut self.resolutions);
+    }
+
+    fn request(&mut self, asked: Asked) -> u64 {
+        let request = self.next_request;
+        self.next_request += 1;
+        self.asked.insert(request, asked);
+        request
+    }
+
+    /// Writes what can be sent now.
+    pub fn pump(&mut self, now: Instant, out: &mut BytesMut) {
+        match self.link {
+            Link::Idle(at) if at <= now && self.refusal.is_none() => self.subscribe(out),
+            Link::Active => {
+                self.look_for_extensions(now);
+                if self.retry_at <= now {
+                    self.send_settlements(out);
+                }
+                if self.closing && self.held.is_empty() {
+                    self.link = Link::Leaving;
+                    let request = self.request(Asked::Unsubscribe);
+                    frame::encode(&Unsubscribe { subscription: self.config.subscription }, request, out);
+                    return;
+                }
+                self.replenish(out);
+            }
+            _ => {}
+        }
+    }
+
+    fn subscribe(&mut self, out: &mut BytesMut) {
+        if self.closing && self.held.is_empty() {
+            self.link = Link::Gone;
+            return;
+        }
+        self.link = Link::Subscribing;
+        let held = self
+            .held
+            .iter()
+            .map(|(id, message)| Held { shard: id.shard, offset: id.offset, attempt: message.attempt })
+            .collect();
+        let held_messages = self.held.len() as u32;
+        let held_bytes: u64 = self.held.values().map(|message| message.bytes).sum();
+        let subscribe = Subscribe {
+            subscription: self.config.subscription,
+            consumer: self.config.consumer,
+            address: self.config.address.clone(),
+            group: self.config.group.clone(),
+            start: self.config.start.filter(|_| !self.start_told),
+            credit_messages: if self.closing { 0 } else { self.config.credit_messages.saturating_sub(held_messages) },
+            credit_bytes: if self.closing { 0 } else { self.config.credit_bytes.saturating_sub(held_bytes) },
+            deadline: DEADLINE,
+            held,
+        };
+        self.owed_messages = 0;
+        self.owed_bytes = 0;
+        let request = self.request(Asked::Subscribe);
+        frame::encode(&subscribe, request, out);
+    }
+
+    fn look_for_extensions(&mut self, now: Instant) {
+        if now < self.next_look || !self.config.extend {
+            return;
+        }
+        self.next_look = now + self.lease / EXTEND_LOOK_SHARE;
+        let soon = now + self.lease / 2;
+        for (id, message) in &mut self.held {
+            if message.expires_at <= soon && matches!(message.stage, Stage::Buffered | Stage::WithApplication) {
+                self.extensions.push(*id);
+            }
+        }
+    }
+
+    fn send_settlements(&mut self, out: &mut BytesMut) {
+        while !self.queue.is_empty() || !self.extensions.is_empty() {
+            let mut items = Vec::new();
+            let mut which = Vec::new();
+            while items.len() < BATCH_MESSAGES_MAX
+                && let Some(id) = self.queue.pop_front()
+            {
+                let Some(message) = self.held.get_mut(&id) else { continue };
+                let Stage::Settling { action, reason, sent, .. } = &mut message.stage else { continue };
+                *sent = true;
+                which.push((id, false));
+                items.push(SettleItem {
+                    shard: id.shard,
+                    offset: id.offset,
+                    term: message.term,
+                    attempt: message.attempt,
+                    action: *action,
+                    reason: reason.clone(),
+                });
+            }
+            while items.len() < BATCH_MESSAGES_MAX
+                && let Some(id) = self.extensions.pop()
+            {
+                let Some(message) = self.held.get_mut(&id) else { continue };
+                if matches!(message.stage, Stage::Settling { .. }) {
+                    continue;
+                }
+                which.push((id, true));
+                items.push(SettleItem {
+                    shard: id.shard,
+                    offset: id.offset,
+                    term: message.term,
+                    attempt: message.attempt,
+                    action: SettleAction::Extend { duration: self.lease },
+                    reason: String::new(),
+                });
+            }
+            if items.is_empty() {
+                return;
+            }
+            let request = self.request(Asked::Settle(which));
+            let settle = Settle { subscription: self.config.subscription, deadline: DEADLINE, items };
+            frame::encode(&settle, request, out);
+        }
+    }
+
+    /// Gives credit back in large steps: when half of it was used up and settled.
+    fn replenish(&mut self, out: &mut BytesMut) {
+        if self.closing {
+            return;
+        }
+        let due = self.owed_messages > 0
+            && (self.owed_messages * 2 >= self.config.credit_messages || self.owed_bytes * 2 >= self.config.credit_bytes);
+        if due {
+            let credit = Credit {
+                subscription: self.config.subscription,
+                messages: std::mem::take(&mut self.owed_messages),
+                bytes: std::mem::take(&mut self.owed_bytes),
+            };
+            frame::encode(&credit, 0, out);
+        }
+    }
+
+    fn owe(&mut self, bytes: u64) {
+        self.owed_messages += 1;
+        self.owed_bytes += bytes;
+    }
+
+    /// Takes messages. Those that are held already are not handed out again.
+    pub fn deliver(&mut self, now: Instant, frame: Deliver) {
+        for item in frame.items {
+            let id = DeliveryId { shard: item.shard, offset: item.offset };
+            let bytes = item.sealed.len() as u64;
+            let expires_at = now + item.lease;
+            self.lease = item.lease;
+            if let Some(message) = self.held.get_mut(&id) {
+                // The same message under a newer lease: we hold it already, so only the lease is new.
+                message.attempt = item.attempt;
+                message.term = item.term;
+                message.expires_at = expires_at;
+                self.owe(bytes);
+                continue;
+            }
+            let mut stage = Stage::Buffered;
+            if self.closing {
+                let action = SettleAction::Release;
+                stage = Stage::Settling { ticket: u64::MAX, action, reason: String::new(), sent: false };
+                self.queue.push_back(id);
+            } else {
+                self.ready.push_back(Delivery {
+                    id,
+                    attempt: item.attempt,
+                    reason: item.reason,
+                    sealed: item.sealed,
+                });
+            }
+            self.held.insert(id, Message { attempt: item.attempt, term: item.term, bytes, expires_at, stage });
+        }
+    }
+
+    /// Takes the answer to a subscription.
+    pub fn subscribed(&mut self, request: u64, frame: &Subscribed) {
+        if !matches!(self.asked.remove(&request), Some(Asked::Subscribe)) {
+            return;
+        }
+        self.link = Link::Active;
+        self.start_told = true;
+        for (shard, offset) in &frame.lost {
+            self.lose(DeliveryId { shard: *shard, offset: *offset });
+        }
+        let terms: BTreeMap<ShardId, Term> = frame.shards.iter().copied().collect();
+        self.queue.clear();
+        for (id, message) in &mut self.held {
+            if let Some(term) = terms.get(&id.shard) {
+                message.term = *term;
+            }
+            if matches!(message.stage, Stage::Settling { .. }) {
+                self.queue.push_back(*id);
+            }
+        }
+        // Credit was granted for what was free when we asked; what was lost since is free too.
+    }
+
+    /// A lease ended without us.
+    fn lose(&mut self, id: DeliveryId) {
+        let Some(message) = self.held.remove(&id) else { return };
+        self.owe(message.bytes);
+        match message.stage {
+            Stage::Buffered => self.ready.retain(|delivery| delivery.id != id),
+            Stage::WithApplication => {}
+            Stage::Settling { ticket: u64::MAX, .. } => {}
+            Stage::Settling { ticket, sent, .. } => {
+                let result = if sent { SettleResult::Unknown } else { SettleResult::LeaseLost };
+                self.resolutions.push(SettleResolution { ticket, result });
+            }
+        }
+    }
+
+    /// Takes the news that leases ended.
+    pub fn lease_lost(&mut self, frame: &LeaseLost) {
+        for item in &frame.items {
+            self.lose(DeliveryId { shard: item.shard, offset: item.offset });
+        }
+    }
+
+    /// Takes the answer to settlements.
+    pub fn settled(&mut self, now: Instant, request: u64, frame: &Settled) {
+        let Some(Asked::Settle(which)) = self.asked.remove(&request) else { return };
+        let fates = frame.runs.iter().flat_map(|run| std::iter::repeat_n((run.outcome, run.code), run.count.into()));
+        for ((id, extension), (outcome, code)) in which.into_iter().zip(fates) {
+            let lost = outcome == Outcome::Failed && code == Code::LeaseLost.number();
+            if extension {
+                match self.held.get_mut(&id) {
+                    Some(message) if outcome == Outcome::Ok => message.expires_at = now + self.lease,
+                    Some(_) if lost => self.lose(id),
+                    _ => {}
+                }
+                continue;
+            }
+            if outcome == Outcome::Ok || lost {
+                let Some(message) = self.held.remove(&id) else { continue };
+                self.owe(message.bytes);
+                if let Stage::Settling { ticket, .. } = message.stage
+                    && ticket != u64::MAX
+                {
+                    let result = if lost { SettleResult::LeaseLost } else { SettleResult::Done };
+                    self.resolutions.push(SettleResolution { ticket, result });
+                }
+            } else {
+                // Not now, or unknown: the same settlement again, a little later.
+                self.queue.push_back(id);
+                self.retry_at = now + RESUBSCRIBE_PAUSE;
+            }
+        }
+    }
+
+    /// Takes any other answer.
+    pub fn answer(&mut self, now: Instant, request: u64, answer: &Answer) {
+        match self.asked.remove(&request) {
+            Some(Asked::Subscribe) => {
+                let code = Code::from_number(answer.code).unwrap_or(Code::Malformed);
+                if answer.outcome == Outcome::Failed && !code.is_transient() {
+                    self.refusal = Some(Refusal { code, message: answer.message.clone() });
+                }
+                self.link = Link::Idle(now + RESUBSCRIBE_PAUSE);
+            }
+            Some(Asked::Unsubscribe) => self.link = Link::Gone,
+            Some(Asked::Settle(which)) => {
+                for (id, extension) in which {
+                    if !extension {
+                        self.queue.push_back(id);
+                    }
+                }
+                self.retry_at = now + RESUBSCRIBE_PAUSE;
+            }
+            None => {}
+        }
+    }
+
+    /// When [`Consumer::pump`] has something to do without any input.
+    pub fn next_wake(&self) -> Option<Instant> {
+        match self.link {
+            Link::Idle(at) => Some(at),
+            Link::Active => {
+                let look = (self.config.extend && !self.held.is_empty()).then_some(self.next_look);
+                let retry = (!self.queue.is_empty()).then_some(self.retry_at);
+                [look, retry].into_iter().flatten().min()
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "consumer_tests.rs"]
+mod tests;

@@ -1,0 +1,675 @@
+//! The sending end: numbers messages, keeps the sealed bytes until their fate is known, and repeats exactly those bytes.
+//!
+//! One lane per shard. A message is pinned to its lane and its sequence before it is first sent. Invariants: sequences of
+//! a lane follow each other without gaps; what was sealed under a sequence is never replaced; *failed* is reported only
+//! when no copy can take effect any more, which means: never sent, or refused and its sequence closed by a committed
+//! skip (safety rules 1 and 2).
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+
+use crate::{
+    error::{Code, Outcome},
+    frame::{self, Answer, CloseSession, OpenSession, Publish, Published, Skip},
+    id::{MessageId, Offset, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
+    limits::{BATCH_MESSAGES_MAX, PUBLISH_BYTES_MAX},
+    time::{Instant, WallTime},
+};
+
+/// First pause after a refusal that may pass; doubles up to [`BACKOFF_MAX`].
+const BACKOFF_FIRST: Duration = Duration::from_millis(5);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Time that a message whose caller was told *unknown* is still repeated, before its sequence is given up.
+const LINGER: Duration = Duration::from_secs(120);
+/// Messages that may be repeated after a refusal per message sent for the first time, in thousandths.
+const RETRY_SHARE_THOUSANDTHS: u64 = 100;
+/// Repeats that are always allowed, in thousandths of a message.
+const RETRY_FLOOR_THOUSANDTHS: u64 = 256_000;
+
+/// Who sends, and how much at a time.
+#[derive(Clone, Debug)]
+pub struct ProducerConfig {
+    /// Upper 16 bits of every request number, so that answers find their way.
+    pub tag: u16,
+    /// Who.
+    pub producer: ProducerId,
+    /// In which life.
+    pub epoch: ProducerEpoch,
+    /// Fresh for this session.
+    pub salt: Salt,
+    /// When the session was made.
+    pub created_at: WallTime,
+    /// Messages whose fate is open, at most.
+    pub window_messages: usize,
+    /// Their sealed bytes, at most.
+    pub window_bytes: usize,
+    /// Seed of the jitter.
+    pub seed: u64,
+}
+
+/// How a send ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendResult {
+    /// On stable storage.
+    Stored {
+        /// Its name.
+        id: MessageId,
+        /// Its place; unknown for a copy of an old message.
+        offset: Option<Offset>,
+        /// An earlier copy had been taken.
+        duplicate: bool,
+    },
+    /// Definitely not taken, and never will be.
+    Failed(Code),
+    /// Perhaps taken. The session goes on repeating the same bytes for a while.
+    Unknown(Code),
+}
+
+/// The fate of one message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resolution {
+    /// As given at the submission.
+    pub ticket: u64,
+    /// How it ended.
+    pub result: SendResult,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// To be sent, again or for the first time.
+    Pending,
+    InFlight,
+    /// Its sequence is to be closed; then it has failed.
+    Doomed(Code),
+    Skipping(Code),
+    Done,
+}
+
+#[derive(Debug)]
+struct Item {
+    ticket: u64,
+    sealed: Bytes,
+    deadline: Instant,
+    stage: Stage,
+    ever_sent: bool,
+    /// The caller knows the fate already.
+    told: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    Unopened,
+    Opening,
+    Open,
+    Closing,
+    Closed,
+}
+
+#[derive(Debug)]
+struct Lane {
+    door: Door,
+    /// Sequence of the first item.
+    first: u64,
+    items: VecDeque<Item>,
+    /// Items before this one are not pending; only a hint where to look.
+    look_from: usize,
+    pending: usize,
+    /// Items that are doomed or being skipped: nothing behind them can be taken yet.
+    doomed: usize,
+    retry_at: Instant,
+    backoff: Duration,
+    skipping: bool,
+    /// No deadline of any item lies before.
+    next_deadline: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    Open(ShardId),
+    Publish { shard: ShardId, first: u64, count: u16 },
+    Skip(ShardId),
+    Close(ShardId),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    messages: u32,
+    bytes: u64,
+}
+
+/// One producer session.
+#[derive(Debug)]
+pub struct Producer {
+    config: ProducerConfig,
+    lanes: BTreeMap<ShardId, Lane>,
+    asked: BTreeMap<u64, Asked>,
+    next_request: u64,
+    /// What the connection still allows; `None`: not connected.
+    window: Option<Window>,
+    open_messages: usize,
+    open_bytes: usize,
+    retry_budget_thousandths: u64,
+    resolutions: Vec<Resolution>,
+    fenced: Option<Code>,
+    closing: bool,
+    jitter: u64,
+}
+
+impl Producer {
+    /// A fresh session; nothing is sent before a message is.
+    pub fn new(config: ProducerConfig) -> Self {
+        let next_request = (u64::from(config.tag) << 48) + 1;
+        Self {
+            jitter: config.seed,
+            config,
+            lanes: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            next_request,
+            window: None,
+            open_messages: 0,
+            open_bytes: 0,
+            retry_budget_thousandths: RETRY_FLOOR_THOUSANDTHS,
+            resolutions: Vec::new(),
+            fenced: None,
+            closing: false,
+        }
+    }
+
+    /// Why the session can send nothing more, if so: make a new one.
+    pub fn fenced(&self) -> Option<Code> {
+        self.fenced
+    }
+
+    /// Who sends.
+    pub fn identity(&self) -> (ProducerId, ProducerEpoch, Salt) {
+        (self.config.producer, self.config.epoch, self.config.salt)
+    }
+
+    /// Whether one more message of `bytes` sealed bytes may be submitted now.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.fenced.is_none()
+            && !self.closing
+            && self.open_messages < self.config.window_messages
+            && (self.open_messages == 0 || self.open_bytes + bytes <= self.config.window_bytes)
+    }
+
+    /// Messages whose fate is open.
+    pub fn open_messages(&self) -> usize {
+        self.open_messages
+    }
+
+    /// Pins a message to `shard` under the next sequence. The caller made sure of [`Producer::has_room`].
+    ///
+    /// `seal` makes its bytes for that sequence; if it fails nothing changed.
+    pub fn submit<E>(
+        &mut self,
+        ticket: u64,
+        shard: ShardId,
+        deadline: Instant,
+        seal: impl FnOnce(Sequence) -> Result<Bytes, E>,
+    ) -> Result<Sequence, E> {
+        let lane = self.lanes.entry(shard).or_insert_with(|| Lane {
+            door: Door::Unopened,
+            first: 1,
+            items: VecDeque::new(),
+            look_from: 0,
+            pending: 0,
+            doomed: 0,
+            retry_at: Instant(0),
+            backoff: BACKOFF_FIRST,
+            skipping: false,
+            next_deadline: Instant(u64::MAX),
+        });
+        let sequence = Sequence(lane.first + lane.items.len() as u64);
+        let sealed = seal(sequence)?;
+        self.open_messages += 1;
+        self.open_bytes += sealed.len();
+        lane.pending += 1;
+        lane.next_deadline = lane.next_deadline.min(deadline);
+        let item = Item { ticket, sealed, deadline, stage: Stage::Pending, ever_sent: false, told: false };
+        lane.items.push_back(item);
+        Ok(sequence)
+    }
+
+    /// A connection is open and allows this much unanswered.
+    pub fn connected(&mut self, messages: u32, bytes: u64) {
+        self.window = Some(Window { messages, bytes });
+    }
+
+    /// The connection is gone: what was unanswered will be repeated on the next one.
+    pub fn disconnected(&mut self) {
+        self.window = None;
+        self.asked.clear();
+        for lane in self.lanes.values_mut() {
+            lane.door = match lane.door {
+                Door::Opening => Door::Unopened,
+                Door::Closing => Door::Open,
+                other => other,
+            };
+            lane.skipping = false;
+            lane.look_from = 0;
+            lane.retry_at = Instant(0);
+            for item in &mut lane.items {
+                match item.stage {
+                    Stage::InFlight => {
+                        item.stage = Stage::Pending;
+                        lane.pending += 1;
+                    }
+                    Stage::Skipping(code) => item.stage = Stage::Doomed(code),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Takes no more messages; when all fates are known the shards are told that the session ended.
+    pub fn close(&mut self) {
+        self.closing = true;
+    }
+
+    /// Whether closing is complete.
+    pub fn is_closed(&self) -> bool {
+        self.closing
+            && self.open_messages == 0
+            && self.lanes.values().all(|lane| {
+                lane.items.is_empty() && matches!(lane.door, Door::Closed | Door::Unopened)
+                    || self.fenced.is_some()
+            })
+    }
+
+    /// Fates that became known since the last call.
+    pub fn take_resolutions(&mut self, into: &mut Vec<Resolution>) {
+        into.append(&mut self.resolutions);
+    }
+
+    /// Writes what can be sent now, everything at hand in as few frames as possible.
+    pub fn pump(&mut self, now: Instant, out: &mut BytesMut) {
+        self.expire(now);
+        if self.window.is_none() || self.fenced.is_some() {
+            return;
+        }
+        let shards: Vec<ShardId> = self.lanes.keys().copied().collect();
+        for shard in shards {
+            self.pump_lane(now, shard, out);
+        }
+    }
+
+    fn request(&mut self, asked: Asked) -> u64 {
+        let request = self.next_request;
+        self.next_request += 1;
+        self.asked.insert(request, asked);
+        request
+    }
+
+    fn pump_lane(&mut self, now: Instant, shard: ShardId, out: &mut BytesMut) {
+        let lane = self.lanes.get_mut(&shard).expect("listed by the caller");
+        if lane.retry_at > now {
+            return;
+        }
+        let (producer, epoch) = (self.config.producer, self.config.epoch);
+        let deadline = Duration::from_secs(30);
+        match lane.door {
+            Door::Unopened if !lane.items.is_empty() => {
+                lane.door = Door::Opening;
+                let open = OpenSession {
+                    shard,
+                    producer,
+                    epoch,
+                    salt: self.config.salt,
+                    created_at: self.config.created_at,
+                    deadline,
+                };
+                let request = self.request(Asked::Open(shard));
+                frame::encode(&open, request, out);
+                return;
+            }
+            Door::Open if lane.items.is_empty() && self.closing => {
+                lane.door = Door::Closing;
+                let request = self.request(Asked::Close(shard));
+                frame::encode(&CloseSession { shard, producer, epoch }, request, out);
+                return;
+            }
+            Door::Open => {}
+            _ => return,
+        }
+        let doomed = lane.items.front().map(|item| item.stage);
+        if let Some(Stage::Doomed(_)) = doomed
+            && !lane.skipping
+        {
+            // All that are doomed in a row at the front go together.
+            let mut count = 0;
+            for item in &mut lane.items {
+                let Stage::Doomed(code) = item.stage else { break };
+                item.stage = Stage::Skipping(code);
+                count += 1;
+            }
+            lane.skipping = true;
+            let (first, last) = (Sequence(lane.first), Sequence(lane.first + count - 1));
+            let request = self.request(Asked::Skip(shard));
+            frame::encode(&Skip { shard, producer, epoch, first, last, deadline }, request, out);
+        }
+        while self.publish(now, shard, out) {}
+    }
+
+    /// Sends the next run of pending messages. False: there is none, or the window is used up.
+    fn publish(&mut self, now: Instant, shard: ShardId, out: &mut BytesMut) -> bool {
+        let Some(window) = self.window.as_mut() else { return false };
+        let lane = self.lanes.get_mut(&shard).expect("listed by the caller");
+        if lane.pending == 0 || window.messages == 0 {
+            return false;
+        }
+        let mut end = lane.items.len();
+        if lane.doomed > 0 {
+            let closed = |item: &Item| matches!(item.stage, Stage::Doomed(_) | Stage::Skipping(_));
+            end = lane.items.iter().position(closed).unwrap_or(end);
+        }
+        let Some(from) = (lane.look_from..end).find(|n| lane.items[*n].stage == Stage::Pending) else {
+            return false;
+        };
+        let mut count = 0usize;
+        let mut bytes = 0usize;
+        let mut deadline = now;
+        for item in lane.items.iter().skip(from) {
+            let fits = count < BATCH_MESSAGES_MAX
+                && (count as u32) < window.messages
+                && bytes + item.sealed.len() <= PUBLISH_BYTES_MAX.min(BATCH_BYTES)
+                && (bytes + item.sealed.len()) as u64 <= window.bytes;
+            if item.stage != Stage::Pending || !(fits || count == 0 && item.sealed.len() as u64 <= window.bytes) {
+                break;
+            }
+            count += 1;
+            bytes += item.sealed.len();
+            deadline = deadline.max(item.deadline);
+        }
+        if count == 0 {
+            return false;
+        }
+        let mut messages = BytesMut::with_capacity(bytes);
+        for item in lane.items.iter_mut().skip(from).take(count) {
+            messages.extend_from_slice(&item.sealed);
+            if !item.ever_sent {
+                self.retry_budget_thousandths = (self.retry_budget_thousandths + RETRY_SHARE_THOUSANDTHS)
+                    .min(RETRY_FLOOR_THOUSANDTHS * 64);
+            }
+            item.ever_sent = true;
+            item.stage = Stage::InFlight;
+        }
+        lane.pending -= count;
+        lane.look_from = from + count;
+        window.messages -= count as u32;
+        window.bytes -= bytes as u64;
+        let publish = Publish {
+            shard,
+            deadline: deadline.since(now).max(Duration::from_millis(100)),
+            count: count as u16,
+            messages: messages.freeze(),
+        };
+        let first = lane.first + from as u64;
+        let request = self.request(Asked::Publish { shard, first, count: count as u16 });
+        frame::encode(&publish, request, out);
+        true
+    }
+
+    /// Whether `request` was asked by this session.
+    pub fn owns(&self, request: u64) -> bool {
+        request >> 48 == u64::from(self.config.tag)
+    }
+
+    /// Takes the answer to a publish.
+    pub fn published(&mut self, now: Instant, request: u64, answer: &Published) {
+        let Some(Asked::Publish { shard, first, count }) = self.asked.remove(&request) else { return };
+        let id = |sequence| MessageId {
+            producer: self.config.producer,
+            epoch: self.config.epoch,
+            shard,
+            sequence: Sequence(sequence),
+        };
+        let lane = self.lanes.get_mut(&shard).expect("lanes are never removed");
+        let mut sequence = first;
+        let mut retried = 0u64;
+        let mut worst = None;
+        for run in &answer.runs {
+            for n in 0..u64::from(run.count) {
+                if sequence >= first + u64::from(count) {
+                    break;
+                }
+                let Some(item) = sequence.checked_sub(lane.first).and_then(|at| lane.items.get_mut(at as usize)) else {
+                    sequence += 1;
+                    continue;
+                };
+                if let Some(window) = self.window.as_mut() {
+                    window.messages += 1;
+                    window.bytes += item.sealed.len() as u64;
+                }
+                let code = Code::from_number(run.code).unwrap_or(Code::Malformed);
+                match run.outcome {
+                    Outcome::Ok => {
+                        if !item.told {
+                            let offset = run.first_offset.map(|offset| Offset(offset.0 + n));
+                            let result = SendResult::Stored { id: id(sequence), offset, duplicate: run.duplicate };
+                            self.resolutions.push(Resolution { ticket: item.ticket, result });
+                            item.told = true;
+                        }
+                        item.stage = Stage::Done;
+                        lane.backoff = BACKOFF_FIRST;
+                    }
+                    Outcome::Failed if code == Code::Fenced || code == Code::StaleSession => worst = Some(code),
+                    Outcome::Failed if !code.is_transient() => {
+                        item.stage = Stage::Doomed(code);
+                        lane.doomed += 1;
+                    }
+                    Outcome::Failed | Outcome::Unknown => {
+                        item.stage = Stage::Pending;
+                        lane.pending += 1;
+                        retried += 1;
+                        if code == Code::NotOpen && lane.door == Door::Open {
+                            lane.door = Door::Unopened;
+                        }
+                    }
+                }
+                sequence += 1;
+            }
+        }
+        if retried > 0 {
+            lane.look_from = 0;
+            // Repeats beyond the budget wait longest, so that a struggling node is not made to struggle more.
+            let affordable = self.retry_budget_thousandths >= retried * 1000;
+            self.retry_budget_thousandths = self.retry_budget_thousandths.saturating_sub(retried * 1000);
+            if !affordable {
+                self.retry_budget_thousandths = 0;
+                lane.backoff = BACKOFF_MAX;
+            }
+            self.jitter = self.jitter.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let spread = 0.5 + (self.jitter >> 40) as f64 / (1u64 << 24) as f64;
+            lane.retry_at = now + lane.backoff.mul_f64(spread);
+            lane.backoff = (lane.backoff * 2).min(BACKOFF_MAX);
+            self.retry_budget_thousandths += lane.backoff.as_millis() as u64 * 10;
+        }
+        if let Some(code) = worst {
+            self.fence(code);
+            return;
+        }
+        self.shed(shard);
+    }
+
+    /// Takes any other answer.
+    pub fn answer(&mut self, now: Instant, request: u64, answer: &Answer) {
+        let Some(asked) = self.asked.remove(&request) else { return };
+        let code = Code::from_number(answer.code).unwrap_or(Code::Malformed);
+        match asked {
+            Asked::Open(shard) => {
+                let lane = self.lanes.get_mut(&shard).expect("lanes are never removed");
+                match answer.outcome {
+                    Outcome::Ok => lane.door = Door::Open,
+                    Outcome::Failed if !code.is_transient() => self.fence(code),
+                    _ => {
+                        lane.door = Door::Unopened;
+                        self.pause(now, shard);
+                    }
+                }
+            }
+            Asked::Skip(shard) => {
+                let lane = self.lanes.get_mut(&shard).expect("lanes are never removed");
+                lane.skipping = false;
+                let closed = answer.outcome == Outcome::Ok;
+                // Already in the log: a copy that was thought refused had been taken.
+                let taken = answer.outcome == Outcome::Failed && code == Code::Exists;
+                let (producer, epoch) = (self.config.producer, self.config.epoch);
+                for (at, item) in lane.items.iter_mut().enumerate() {
+                    let Stage::Skipping(why) = item.stage else { continue };
+                    if !closed && !taken {
+                        item.stage = Stage::Doomed(why);
+                        continue;
+                    }
+                    item.stage = Stage::Done;
+                    lane.doomed -= 1;
+                    if !item.told {
+                        item.told = true;
+                        let sequence = Sequence(lane.first + at as u64);
+                        let id = MessageId { producer, epoch, shard, sequence };
+                        let result = if closed {
+                            SendResult::Failed(why)
+                        } else {
+                            SendResult::Stored { id, offset: None, duplicate: true }
+                        };
+                        self.resolutions.push(Resolution { ticket: item.ticket, result });
+                    }
+                }
+                if code == Code::Fenced || code == Code::StaleSession {
+                    self.fence(code);
+                    return;
+                }
+                if !closed && !taken {
+                    if code == Code::NotOpen && lane.door == Door::Open {
+                        lane.door = Door::Unopened;
+                    }
+                    self.pause(now, shard);
+                }
+                self.shed(shard);
+            }
+            Asked::Close(shard) => {
+                let lane = self.lanes.get_mut(&shard).expect("lanes are never removed");
+                // Whatever the answer: the shard forgets the session by itself, only later.
+                lane.door = Door::Closed;
+            }
+            Asked::Publish { shard, first, count } => {
+                // A plain answer to a publish speaks for all of it.
+                let run = frame::PublishedRun {
+                    count,
+                    outcome: answer.outcome,
+                    code: answer.code,
+                    duplicate: false,
+                    first_offset: None,
+                };
+                self.asked.insert(request, Asked::Publish { shard, first, count });
+                self.published(now, request, &Published { runs: vec![run] });
+            }
+        }
+    }
+
+    fn pause(&mut self, now: Instant, shard: ShardId) {
+        let lane = self.lanes.get_mut(&shard).expect("lanes are never removed");
+        lane.retry_at = now + lane.backoff;
+        lane.backoff = (lane.backoff * 2).min(BACKOFF_MAX);
+    }
+
+    /// Drops what is done from the front of a lane.
+    fn shed(&mut self, shard: ShardId) {
+        let lane = self.lanes.get_mut(&shard).expect("lanes are never removed");
+        while lane.items.front().is_some_and(|item| item.stage == Stage::Done) {
+            let item = lane.items.pop_front().expect("looked at above");
+            lane.first += 1;
+            lane.look_from = lane.look_from.saturating_sub(1);
+            self.open_messages -= 1;
+            self.open_bytes -= item.sealed.len();
+        }
+        if lane.items.is_empty() {
+            lane.next_deadline = Instant(u64::MAX);
+        }
+    }
+
+    fn fence(&mut self, code: Code) {
+        self.fenced = Some(code);
+        for lane in self.lanes.values_mut() {
+            for item in lane.items.drain(..) {
+                if !item.told {
+                    let result =
+                        if item.ever_sent { SendResult::Unknown(code) } else { SendResult::Failed(code) };
+                    self.resolutions.push(Resolution { ticket: item.ticket, result });
+                }
+            }
+            lane.pending = 0;
+            lane.doomed = 0;
+        }
+        self.open_messages = 0;
+        self.open_bytes = 0;
+    }
+
+    /// Tells callers whose deadline passed.
+    fn expire(&mut self, now: Instant) {
+        for lane in self.lanes.values_mut() {
+            if lane.next_deadline > now {
+                continue;
+            }
+            lane.next_deadline = Instant(u64::MAX);
+            for item in &mut lane.items {
+                if item.stage == Stage::Done {
+                    continue;
+                }
+                if item.deadline > now {
+                    lane.next_deadline = lane.next_deadline.min(item.deadline);
+                    continue;
+                }
+                if item.told {
+                    // Lingered long enough: give the sequence up.
+                    if item.stage == Stage::Pending {
+                        item.stage = Stage::Doomed(Code::Deadline);
+                        lane.pending -= 1;
+                        lane.doomed += 1;
+                    }
+                    continue;
+                }
+                item.told = true;
+                let result = if item.ever_sent {
+                    item.deadline = now + LINGER;
+                    lane.next_deadline = lane.next_deadline.min(item.deadline);
+                    SendResult::Unknown(Code::Deadline)
+                } else {
+                    item.stage = Stage::Doomed(Code::Deadline);
+                    lane.pending -= 1;
+                    lane.doomed += 1;
+                    SendResult::Failed(Code::Deadline)
+                };
+                self.resolutions.push(Resolution { ticket: item.ticket, result });
+            }
+        }
+    }
+
+    /// When [`Producer::pump`] has something to do without any input.
+    pub fn next_wake(&self, now: Instant) -> Option<Instant> {
+        if self.fenced.is_some() {
+            return None;
+        }
+        self.lanes
+            .values()
+            .flat_map(|lane| {
+                let deadline = Some(lane.next_deadline).filter(|at| at.0 != u64::MAX);
+                let retry = (self.window.is_some() && lane.retry_at > now && !lane.items.is_empty())
+                    .then_some(lane.retry_at);
+                [deadline, retry]
+            })
+            .flatten()
+            .min()
+    }
+}
+
+/// Sealed bytes of one publish frame after which the next begins: large enough to amortise, small enough to pipeline.
+const BATCH_BYTES: usize = 256 << 10;
+
+#[cfg(test)]
+#[path = "producer_tests.rs"]
+mod tests;
