@@ -1,0 +1,297 @@
+//! From files to settings: `node.toml` and the node's keyring.
+
+use std::{
+    fs,
+    net::{SocketAddr, ToSocketAddrs},
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use swarmmq_protocol::{id::NodeId, mac::MacKey};
+use zeroize::Zeroizing;
+
+use crate::StartError;
+
+/// Everything `node.toml` may say.
+const KNOWN_KEYS: &[&str] = &[
+    "node", "listen", "cluster", "id", "data", "roles", "keyring", "client", "peer", "gossip", "admin", "seeds",
+];
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    node: NodeSection,
+    #[serde(default)]
+    listen: ListenSection,
+    #[serde(default)]
+    cluster: ClusterSection,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeSection {
+    id: u32,
+    data: PathBuf,
+    #[serde(default)]
+    roles: Option<Vec<String>>,
+    keyring: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ListenSection {
+    client: String,
+    peer: String,
+    gossip: String,
+    admin: String,
+}
+
+impl Default for ListenSection {
+    fn default() -> Self {
+        Self {
+            client: "127.0.0.1:7420".into(),
+            peer: "127.0.0.1:7421".into(),
+            gossip: "127.0.0.1:7422".into(),
+            admin: "127.0.0.1:7423".into(),
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ClusterSection {
+    seeds: Vec<String>,
+}
+
+/// `node.toml`, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeConfig {
+    pub(crate) node: NodeId,
+    pub(crate) data: PathBuf,
+    pub(crate) keyring: PathBuf,
+    pub(crate) client: SocketAddr,
+    pub(crate) admin: SocketAddr,
+}
+
+impl NodeConfig {
+    /// Reads and checks the file. Paths in it are relative to it.
+    pub(crate) fn load(path: &Path) -> Result<Self, StartError> {
+        let text = fs::read_to_string(path).map_err(|error| {
+            StartError::config(format!("cannot read {}: {error}", path.display()), "give the path of a node.toml with --config")
+        })?;
+        let file: File = toml::from_str(&text).map_err(|error| {
+            let message = error.message().lines().next().unwrap_or_default().to_owned();
+            let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+            StartError::config(format!("{}, line {line}: {message}", path.display()), suggestion(&message))
+        })?;
+        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let id = u16::try_from(file.node.id).ok().filter(|id| *id > 0).ok_or_else(|| {
+            StartError::config(format!("node.id is {}", file.node.id), "use a number from 1 to 65535")
+        })?;
+        let all = ["ingress", "router", "store"];
+        for role in file.node.roles.iter().flatten() {
+            if !all.contains(&role.as_str()) {
+                return Err(StartError::config(format!("node.roles names {role:?}"), "roles are ingress, router, store"));
+            }
+        }
+        if file.node.roles.as_ref().is_some_and(|roles| all.iter().any(|role| !roles.iter().any(|r| r == role))) {
+            return Err(StartError::config(
+                "node.roles leaves a role out",
+                "a single node needs all three: ingress, router, store",
+            ));
+        }
+        for (key, value) in [("peer", &file.listen.peer), ("gossip", &file.listen.gossip)] {
+            address(key, value)?;
+        }
+        for seed in &file.cluster.seeds {
+            address("seeds", seed)?;
+        }
+        Ok(Self {
+            node: NodeId(id),
+            data: folder.join(&file.node.data),
+            keyring: folder.join(&file.node.keyring),
+            client: address("client", &file.listen.client)?,
+            admin: address("admin", &file.listen.admin)?,
+        })
+    }
+}
+
+fn address(key: &str, value: &str) -> Result<SocketAddr, StartError> {
+    let parsed = value.to_socket_addrs().ok().and_then(|mut found| found.next()).ok_or_else(|| {
+        StartError::config(format!("{key} = {value:?} is no address"), "write HOST:PORT, e.g. 127.0.0.1:7420")
+    })?;
+    if !parsed.ip().is_loopback() {
+        return Err(StartError::config(
+            format!("{key} = {value:?} is not on loopback"),
+            "until connections are encrypted, nodes listen on loopback only",
+        ));
+    }
+    Ok(parsed)
+}
+
+/// The known key nearest to the unknown one that `message` quotes.
+fn suggestion(message: &str) -> String {
+    let quoted = message.split('`').nth(1).unwrap_or_default();
+    let nearest = KNOWN_KEYS.iter().min_by_key(|known| distance(quoted, known));
+    match nearest {
+        Some(known) if message.contains("unknown") && distance(quoted, known) <= 3 => format!("did you mean `{known}`?"),
+        _ => "see docs/operating/node.md for every key".to_owned(),
+    }
+}
+
+/// Edits between two words (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut corner = i;
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let cost = if x == *y { corner } else { 1 + corner.min(row[j]).min(row[j + 1]) };
+            corner = row[j + 1];
+            row[j + 1] = cost;
+        }
+    }
+    row[b.len()]
+}
+
+#[derive(Deserialize)]
+struct KeyringFile {
+    version: u32,
+    access_token: Zeroizing<String>,
+    admission_key: Zeroizing<String>,
+    payload_keys: Option<toml::Value>,
+    routing_key: Option<toml::Value>,
+}
+
+/// What a node may know: who may connect, and what a genuine message looks like. No key that opens one.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeKeyring {
+    pub(crate) access_token: MacKey,
+    pub(crate) admission_key: MacKey,
+}
+
+impl NodeKeyring {
+    /// Reads and checks the file. A keyring with payload keys is refused, in the file and in the environment
+    /// (safety rule 25).
+    pub(crate) fn load(path: &Path) -> Result<Self, StartError> {
+        if std::env::var_os("SWARMMQ_KEYRING").is_some() {
+            return Err(StartError::config(
+                "SWARMMQ_KEYRING is set: it names a client keyring",
+                "a node must not be able to open messages: unset it for the node",
+            ));
+        }
+        let text = Zeroizing::new(fs::read_to_string(path).map_err(|error| {
+            StartError::config(
+                format!("cannot read the node keyring {}: {error}", path.display()),
+                "make one with `swarmmq keys generate --out DIR`",
+            )
+        })?);
+        // The parser's own words may quote the file, which holds secrets: they stay out of the message.
+        let file: KeyringFile = toml::from_str(&text).map_err(|_| {
+            StartError::config(
+                format!("{} is no node keyring", path.display()),
+                "use the node.keyring that `swarmmq keys generate` wrote",
+            )
+        })?;
+        if file.payload_keys.is_some() || file.routing_key.is_some() {
+            return Err(StartError::config(
+                format!("{} carries keys that open messages", path.display()),
+                "a node must not be able to open messages: give it node.keyring, not client.keyring",
+            ));
+        }
+        if file.version != 1 {
+            return Err(StartError::config(
+                format!("{} has version {}, this program knows 1", path.display(), file.version),
+                "use a keyring of this version",
+            ));
+        }
+        let key = |field: &str, text: &str| {
+            let bytes = unhex(text).filter(|bytes| bytes.iter().any(|byte| *byte != 0)).ok_or_else(|| {
+                StartError::config(
+                    format!("{}: {field} is not 64 hex digits, or all zero", path.display()),
+                    "make a fresh keyring with `swarmmq keys generate --out DIR`",
+                )
+            })?;
+            Ok(MacKey::new(*bytes))
+        };
+        Ok(Self {
+            access_token: key("access_token", &file.access_token)?,
+            admission_key: key("admission_key", &file.admission_key)?,
+        })
+    }
+}
+
+fn unhex(text: &str) -> Option<Zeroizing<[u8; 32]>> {
+    let text = text.as_bytes();
+    if text.len() != 64 || !text.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    let digit = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
+    let mut bytes = Zeroizing::new([0; 32]);
+    for (at, pair) in text.chunks_exact(2).enumerate() {
+        bytes[at] = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "[node]\nid = 1\ndata = \"data\"\nkeyring = \"node.keyring\"\n";
+
+    fn load(text: &str) -> Result<NodeConfig, StartError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.toml");
+        fs::write(&path, text).unwrap();
+        NodeConfig::load(&path)
+    }
+
+    #[test]
+    fn the_shortest_configuration_has_the_documented_ports() {
+        let config = load(GOOD).unwrap();
+        assert_eq!(config.client, "127.0.0.1:7420".parse().unwrap());
+        assert_eq!(config.admin, "127.0.0.1:7423".parse().unwrap());
+        assert!(config.data.ends_with("data"));
+    }
+
+    #[test]
+    fn every_mistake_gets_one_sentence_and_exit_code_2() {
+        for (text, says) in [
+            ("[node]\nid = 0\ndata = \"d\"\nkeyring = \"k\"\n".to_owned(), "node.id is 0"),
+            (format!("{GOOD}datta = 1\n"), "unknown field `datta`"),
+            (format!("{GOOD}[listen]\nclient = \"0.0.0.0:1\"\n"), "not on loopback"),
+            (format!("{GOOD}[listen]\nclient = \"here\"\n"), "no address"),
+            (format!("{GOOD}roles = [\"boss\"]\n"), "boss"),
+            ("[node\n".to_owned(), "line 1"),
+        ] {
+            let error = load(&text).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{text}");
+            assert!(error.message().contains(says), "{error} does not say {says}");
+        }
+        assert_eq!(load(&format!("{GOOD}datta = 1\n")).unwrap_err().hint(), "did you mean `data`?");
+    }
+
+    #[test]
+    fn a_node_refuses_keys_that_open_messages_and_empty_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.keyring");
+        let good = format!("version = 1\naccess_token = \"{}\"\nadmission_key = \"{}\"\n", "11".repeat(32), "22".repeat(32));
+        fs::write(&path, &good).unwrap();
+        NodeKeyring::load(&path).unwrap();
+        for bad in [
+            format!("{good}routing_key = \"33\"\n"),
+            format!("{good}[[payload_keys]]\nid = 1\n"),
+            good.replace("11", "00"),
+            good.replace("11", "1"),
+            good.replace("version = 1", "version = 2"),
+            "nonsense".to_owned(),
+        ] {
+            fs::write(&path, &bad).unwrap();
+            let error = NodeKeyring::load(&path).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{bad}");
+            assert!(!error.message().contains("2222"), "no key bytes in messages: {error}");
+        }
+    }
+}
