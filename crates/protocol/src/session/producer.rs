@@ -240,6 +240,16 @@ impl Producer {
         self.window = Some(Window { messages, bytes });
     }
 
+    /// Whether a connection is open.
+    pub fn is_connected(&self) -> bool {
+        self.window.is_some()
+    }
+
+    /// Goes on where a fenced session stood: on the same connection.
+    pub fn adopt_window(&mut self, fenced: &Self) {
+        self.window = fenced.window;
+    }
+
     /// The connection is gone: what was unanswered will be repeated on the next one.
     pub fn disconnected(&mut self) {
         self.window = None;

@@ -1,0 +1,157 @@
+//! One TCP connection, authenticated: bytes to frames, frames to bytes.
+
+use std::{io, time::Duration};
+
+use bytes::{Buf, Bytes, BytesMut};
+use swarmmq_protocol::{
+    error::Code,
+    frame::{FrameError, FrameHeader, FrameReader},
+    session::handshake::{ClientHandshake, ClientReady, HandshakeError},
+};
+use swarmmq_seal::ClientKeyring;
+use tokio::{
+    io::Interest,
+    net::TcpStream,
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
+
+use crate::Error;
+
+/// Where an answer goes.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+const READ_BYTES: usize = 128 << 10;
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// Why a connection attempt failed.
+#[derive(Debug)]
+pub(crate) enum ConnectError {
+    /// Perhaps another time, or another server.
+    Io(String),
+    /// Trying again will not help.
+    Refused(Error),
+}
+
+impl From<io::Error> for ConnectError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error.to_string())
+    }
+}
+
+/// An open connection.
+pub(crate) struct Connection {
+    stream: TcpStream,
+    reader: FrameReader,
+    pub(crate) out: BytesMut,
+    scratch: Vec<u8>,
+}
+
+impl Connection {
+    /// Connects and proves both ends.
+    pub(crate) async fn open(
+        server: &str,
+        keyring: &ClientKeyring,
+        principal: &str,
+    ) -> Result<(Self, ClientReady), ConnectError> {
+        let deadline = Instant::now() + CONNECT_TIME_MAX;
+        let late = |_| ConnectError::Io(format!("{server} does not answer"));
+        let stream = timeout_at(deadline, TcpStream::connect(server)).await.map_err(late)??;
+        stream.set_nodelay(true)?;
+        let mut connection =
+            Self { stream, reader: FrameReader::new(), out: BytesMut::new(), scratch: vec![0; READ_BYTES] };
+        let ready = timeout_at(deadline, connection.handshake(keyring, principal)).await.map_err(late)??;
+        Ok((connection, ready))
+    }
+
+    async fn handshake(&mut self, keyring: &ClientKeyring, principal: &str) -> Result<ClientReady, ConnectError> {
+        let mut handshake =
+            ClientHandshake::start(keyring.access_token(), principal, crate::random(), &mut self.out);
+        loop {
+            while self.has_output() {
+                self.stream.writable().await?;
+                self.write()?;
+            }
+            self.stream.readable().await?;
+            if !self.read()? {
+                return Err(ConnectError::Io("the server closed the connection".into()));
+            }
+            while let Some((header, body)) = self.next_frame().map_err(|error| ConnectError::Io(error.to_string()))? {
+                match handshake.frame(header, body, &mut self.out) {
+                    Ok(None) => {}
+                    Ok(Some(ready)) => {
+                        self.reader.set_authenticated();
+                        return Ok(ready);
+                    }
+                    Err(error) => return Err(refusal(error)),
+                }
+            }
+        }
+    }
+
+    /// Waits until the socket can be read, or written if there is output.
+    pub(crate) async fn ready(&self) -> io::Result<()> {
+        let interest = if self.has_output() { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        self.stream.ready(interest).await.map(|_| ())
+    }
+
+    /// Reads what is there. False: the peer closed.
+    pub(crate) fn read(&mut self) -> io::Result<bool> {
+        loop {
+            match self.stream.try_read(&mut self.scratch) {
+                Ok(0) => return Ok(false),
+                Ok(count) => {
+                    self.reader.buffer().extend_from_slice(&self.scratch[..count]);
+                    if count < self.scratch.len() {
+                        return Ok(true);
+                    }
+                    if self.reader.buffer().len() > 4 * READ_BYTES {
+                        return Ok(true);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The next whole frame that was read.
+    pub(crate) fn next_frame(&mut self) -> Result<Option<(FrameHeader, Bytes)>, FrameError> {
+        let next = self.reader.next_frame();
+        if matches!(next, Ok(None)) {
+            let missing = self.reader.missing();
+            self.reader.buffer().reserve(missing);
+        }
+        next
+    }
+
+    pub(crate) fn has_output(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// Writes what the socket takes.
+    pub(crate) fn write(&mut self) -> io::Result<()> {
+        while !self.out.is_empty() {
+            match self.stream.try_write(&self.out) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => self.out.advance(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refusal(error: HandshakeError) -> ConnectError {
+    let code = error.code();
+    let message = match &error {
+        HandshakeError::Refused { message, .. } => message.clone(),
+        other => other.to_string(),
+    };
+    match code {
+        // A node that is stopping, or one whose bytes make no sense: another may do better.
+        Code::Draining | Code::Busy | Code::Malformed => ConnectError::Io(message),
+        _ => ConnectError::Refused(Error::Failed { code, message }),
+    }
+}
