@@ -64,7 +64,11 @@ impl Connection {
         Ok((connection, ready))
     }
 
-    async fn handshake(&mut self, keyring: &ClientKeyring, principal: &str) -> Result<ClientReady, ConnectError> {
+    async fn handshake(
+        &mut self,
+        keyring: &ClientKeyring,
+        principal: &str,
+    ) -> Result<ClientReady, ConnectError> {
         let mut handshake =
             ClientHandshake::start(keyring.access_token(), principal, crate::random(), &mut self.out);
         loop {
@@ -76,7 +80,9 @@ impl Connection {
             if !self.read()? {
                 return Err(ConnectError::Io("the server closed the connection".into()));
             }
-            while let Some((header, body)) = self.next_frame().map_err(|error| ConnectError::Io(error.to_string()))? {
+            while let Some((header, body)) =
+                self.next_frame().map_err(|error| ConnectError::Io(error.to_string()))?
+            {
                 match handshake.frame(header, body, &mut self.out) {
                     Ok(None) => {}
                     Ok(Some(ready)) => {
@@ -91,7 +97,8 @@ impl Connection {
 
     /// Waits until the socket can be read, or written if there is output.
     pub(crate) async fn ready(&self) -> io::Result<()> {
-        let interest = if self.has_output() { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        let interest =
+            if self.has_output() { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         self.stream.ready(interest).await.map(|_| ())
     }
 

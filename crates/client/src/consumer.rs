@@ -132,7 +132,8 @@ impl Received {
     fn settle(&self, action: SettleAction, reason: &str) -> PendingAck {
         let (reply, answer) = oneshot::channel();
         let id = DeliveryId { shard: self.shard, offset: self.offset };
-        let command = Command::Settle { consumer: self.consumer, id, action, reason: reason.to_owned(), reply };
+        let command =
+            Command::Settle { consumer: self.consumer, id, action, reason: reason.to_owned(), reply };
         // If the driver is gone, the dropped reply says so.
         let _gone = self.commands.send(command).is_err();
         PendingAck { answer }
@@ -201,7 +202,11 @@ pub struct Seen {
     pub dead_reason: String,
 }
 
-pub(crate) async fn peek(client: &SwarmMq, address: &str, start: Option<StartAt>) -> Result<Vec<Seen>, Error> {
+pub(crate) async fn peek(
+    client: &SwarmMq,
+    address: &str,
+    start: Option<StartAt>,
+) -> Result<Vec<Seen>, Error> {
     let address = parse_address(address)?;
     let order = client.resolve(&address, false, None).await?;
     let mut seen = Vec::new();

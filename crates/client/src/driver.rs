@@ -45,9 +45,15 @@ const CONTROL_TAG: u64 = 0xffff;
 
 /// What the program asks of its connection.
 pub(crate) enum Command {
-    OpenProducer { number: u64, options: ProducerOptions },
+    OpenProducer {
+        number: u64,
+        options: ProducerOptions,
+    },
     Submit(Submission),
-    CloseProducer { number: u64, done: Option<oneshot::Sender<()>> },
+    CloseProducer {
+        number: u64,
+        done: Option<oneshot::Sender<()>>,
+    },
     OpenConsumer {
         number: u64,
         address: Address,
@@ -63,11 +69,27 @@ pub(crate) enum Command {
         reason: String,
         reply: oneshot::Sender<Result<(), SettleError>>,
     },
-    CloseConsumer { number: u64, done: Option<oneshot::Sender<()>> },
-    Admin { request: AdminRequest, reply: Reply<Option<AdminAnswer>> },
-    Resolve { address: Address, create: bool, order: Option<Order>, reply: Reply<Order> },
-    Peek { peek: Peek, reply: Reply<(Vec<Seen>, Offset, bool)> },
-    Close { done: oneshot::Sender<()> },
+    CloseConsumer {
+        number: u64,
+        done: Option<oneshot::Sender<()>>,
+    },
+    Admin {
+        request: AdminRequest,
+        reply: Reply<Option<AdminAnswer>>,
+    },
+    Resolve {
+        address: Address,
+        create: bool,
+        order: Option<Order>,
+        reply: Reply<Order>,
+    },
+    Peek {
+        peek: Peek,
+        reply: Reply<(Vec<Seen>, Offset, bool)>,
+    },
+    Close {
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// A question that belongs to no session. Asked again on the next connection if the first one breaks.
@@ -324,7 +346,9 @@ impl Driver {
             let request = CONTROL_TAG << 48 | number;
             match self.questions.get(&number) {
                 None => {}
-                Some(Question::Admin(admin, _)) => frame::encode(&Admin(admin.clone()), request, &mut connection.out),
+                Some(Question::Admin(admin, _)) => {
+                    frame::encode(&Admin(admin.clone()), request, &mut connection.out)
+                }
                 Some(Question::Resolve(resolve, _)) => frame::encode(resolve, request, &mut connection.out),
                 Some(Question::Peek(peek, _)) => frame::encode(peek, request, &mut connection.out),
                 Some(Question::Order(address, order)) => {
@@ -368,15 +392,19 @@ impl Driver {
         let owner = self.by_tag.get(&tag).copied();
         match frame {
             Frame::Deliver(deliver) => {
-                if let Some(state) =
-                    self.consumers.values_mut().find(|state| state.session.subscription() == deliver.subscription)
+                if let Some(state) = self
+                    .consumers
+                    .values_mut()
+                    .find(|state| state.session.subscription() == deliver.subscription)
                 {
                     state.session.deliver(now, deliver);
                 }
             }
             Frame::LeaseLost(lost) => {
-                if let Some(state) =
-                    self.consumers.values_mut().find(|state| state.session.subscription() == lost.subscription)
+                if let Some(state) = self
+                    .consumers
+                    .values_mut()
+                    .find(|state| state.session.subscription() == lost.subscription)
                 {
                     state.session.lease_lost(&lost);
                 }
@@ -504,7 +532,8 @@ impl Driver {
                     extend: true,
                 });
                 let waiting = BTreeMap::new();
-                let state = ConsumerState { session, address, outbox, joined: Some(reply), waiting, done: None };
+                let state =
+                    ConsumerState { session, address, outbox, joined: Some(reply), waiting, done: None };
                 self.consumers.insert(number, state);
             }
             Command::Settle { consumer, id, action, reason, reply } => {
@@ -629,7 +658,9 @@ impl Driver {
         let key = message.key.as_deref();
         let shard = match (order, key) {
             (Order::Total, _) => mac::ring(&address, None, shard_count),
-            (Order::Key, Some(key)) => mac::ring(&address, Some(&state.sealer.key_hash(&address, key)), shard_count),
+            (Order::Key, Some(key)) => {
+                mac::ring(&address, Some(&state.sealer.key_hash(&address, key)), shard_count)
+            }
             (Order::Key | Order::None, _) => {
                 state.spread += 1;
                 ShardId((state.spread / SPREAD_RUN % u64::from(shard_count)) as u32)
@@ -694,9 +725,10 @@ impl Driver {
                 let result = match result {
                     SettleResult::Done => Ok(()),
                     SettleResult::LeaseLost => Err(Error::LeaseLost),
-                    SettleResult::Unknown => {
-                        Err(Error::Unknown { code: Code::LeaseLost, message: "the connection broke meanwhile".into() })
-                    }
+                    SettleResult::Unknown => Err(Error::Unknown {
+                        code: Code::LeaseLost,
+                        message: "the connection broke meanwhile".into(),
+                    }),
                 };
                 let _unheard = reply.send(result).is_err();
             }
@@ -762,7 +794,11 @@ impl Driver {
                         id: header.message_id(),
                         address: base.to_owned(),
                         key: opened.key,
-                        headers: opened.headers.into_iter().map(|header| (header.name, header.value)).collect(),
+                        headers: opened
+                            .headers
+                            .into_iter()
+                            .map(|header| (header.name, header.value))
+                            .collect(),
                         body: opened.body,
                         shard: delivery.id.shard,
                         offset: delivery.id.offset,
@@ -782,8 +818,10 @@ impl Driver {
     }
 
     fn see(&mut self, shard: ShardId, offset: Offset, reason: String, sealed: &Bytes) -> Result<Seen, Error> {
-        let (view, _) = envelope::split_sealed(sealed)
-            .map_err(|_| Error::Failed { code: Code::Malformed, message: "the node sent no message".into() })?;
+        let (view, _) = envelope::split_sealed(sealed).map_err(|_| Error::Failed {
+            code: Code::Malformed,
+            message: "the node sent no message".into(),
+        })?;
         let header = view.header();
         let opened = self
             .opener

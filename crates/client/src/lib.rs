@@ -20,14 +20,14 @@ use swarmmq_protocol::{
 use swarmmq_seal::ClientKeyring;
 use tokio::sync::{mpsc, oneshot};
 
+use self::{
+    connection::Reply,
+    driver::{Command, Driver},
+};
 pub use self::{
     consumer::{Consumer, PendingAck, Received, Seen, SubscribeOptions},
     error::{Error, SendError, SettleError},
     producer::{Message, Pending, Producer, ProducerOptions, Receipt},
-};
-use self::{
-    connection::Reply,
-    driver::{Command, Driver},
 };
 
 /// Where to connect and as whom.
@@ -96,7 +96,12 @@ impl SwarmMq {
     }
 
     /// The order of an address; made if `create`.
-    pub async fn resolve(&self, address: &Address, create: bool, order: Option<Order>) -> Result<Order, Error> {
+    pub async fn resolve(
+        &self,
+        address: &Address,
+        create: bool,
+        order: Option<Order>,
+    ) -> Result<Order, Error> {
         let address = address.clone();
         self.ask(Duration::from_secs(30), |reply| Command::Resolve { address, create, order, reply }).await
     }

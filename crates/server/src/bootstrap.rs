@@ -14,7 +14,8 @@ use crate::StartError;
 
 /// Everything `node.toml` may say.
 const KNOWN_KEYS: &[&str] = &[
-    "node", "listen", "cluster", "id", "data", "roles", "keyring", "client", "peer", "gossip", "admin", "seeds",
+    "node", "listen", "cluster", "id", "data", "roles", "keyring", "client", "peer", "gossip", "admin",
+    "seeds",
 ];
 
 #[derive(Deserialize)]
@@ -77,11 +78,15 @@ impl NodeConfig {
     /// Reads and checks the file. Paths in it are relative to it.
     pub(crate) fn load(path: &Path) -> Result<Self, StartError> {
         let text = fs::read_to_string(path).map_err(|error| {
-            StartError::config(format!("cannot read {}: {error}", path.display()), "give the path of a node.toml with --config")
+            StartError::config(
+                format!("cannot read {}: {error}", path.display()),
+                "give the path of a node.toml with --config",
+            )
         })?;
         let file: File = toml::from_str(&text).map_err(|error| {
             let message = error.message().lines().next().unwrap_or_default().to_owned();
-            let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+            let line =
+                error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
             StartError::config(format!("{}, line {line}: {message}", path.display()), suggestion(&message))
         })?;
         let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -91,10 +96,18 @@ impl NodeConfig {
         let all = ["ingress", "router", "store"];
         for role in file.node.roles.iter().flatten() {
             if !all.contains(&role.as_str()) {
-                return Err(StartError::config(format!("node.roles names {role:?}"), "roles are ingress, router, store"));
+                return Err(StartError::config(
+                    format!("node.roles names {role:?}"),
+                    "roles are ingress, router, store",
+                ));
             }
         }
-        if file.node.roles.as_ref().is_some_and(|roles| all.iter().any(|role| !roles.iter().any(|r| r == role))) {
+        if file
+            .node
+            .roles
+            .as_ref()
+            .is_some_and(|roles| all.iter().any(|role| !roles.iter().any(|r| r == role)))
+        {
             return Err(StartError::config(
                 "node.roles leaves a role out",
                 "a single node needs all three: ingress, router, store",
@@ -134,7 +147,9 @@ fn suggestion(message: &str) -> String {
     let quoted = message.split('`').nth(1).unwrap_or_default();
     let nearest = KNOWN_KEYS.iter().min_by_key(|known| distance(quoted, known));
     match nearest {
-        Some(known) if message.contains("unknown") && distance(quoted, known) <= 3 => format!("did you mean `{known}`?"),
+        Some(known) if message.contains("unknown") && distance(quoted, known) <= 3 => {
+            format!("did you mean `{known}`?")
+        }
         _ => "see docs/operating/node.md for every key".to_owned(),
     }
 }
@@ -277,7 +292,11 @@ mod tests {
     fn a_node_refuses_keys_that_open_messages_and_empty_ones() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.keyring");
-        let good = format!("version = 1\naccess_token = \"{}\"\nadmission_key = \"{}\"\n", "11".repeat(32), "22".repeat(32));
+        let good = format!(
+            "version = 1\naccess_token = \"{}\"\nadmission_key = \"{}\"\n",
+            "11".repeat(32),
+            "22".repeat(32)
+        );
         fs::write(&path, &good).unwrap();
         NodeKeyring::load(&path).unwrap();
         for bad in [

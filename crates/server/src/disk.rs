@@ -73,9 +73,13 @@ impl SegmentFiles {
         for entry in fs::read_dir(directory)? {
             let path = entry?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if let Some(sequence) = name.strip_suffix(".seg").and_then(|hex| u32::from_str_radix(hex, 16).ok()) {
+            if let Some(sequence) =
+                name.strip_suffix(".seg").and_then(|hex| u32::from_str_radix(hex, 16).ok())
+            {
                 files.open.insert(sequence, OpenOptions::new().read(true).write(true).open(&path)?);
-            } else if let Some(number) = name.strip_prefix("spare-").and_then(|number| number.parse::<u64>().ok()) {
+            } else if let Some(number) =
+                name.strip_prefix("spare-").and_then(|number| number.parse::<u64>().ok())
+            {
                 files.next_spare = files.next_spare.max(number + 1);
                 files.spares.push(path);
             } else if name.starts_with("preparing-") {
@@ -105,14 +109,20 @@ impl SegmentFiles {
         into.clear();
         let path = self.directory.join(segment_name(sequence));
         File::open(&path).and_then(|mut file| file.read_to_end(into)).map_err(|error| {
-            StartError::local(format!("cannot read {}: {error}", path.display()), "check the disk; nothing was changed")
+            StartError::local(
+                format!("cannot read {}: {error}", path.display()),
+                "check the disk; nothing was changed",
+            )
         })?;
         Ok(())
     }
 
     /// Reads bytes of a segment.
     pub(crate) fn read_at(&self, position: Position, length: u32) -> Result<Bytes, String> {
-        let file = self.open.get(&position.segment).ok_or_else(|| format!("segment {} is gone", position.segment))?;
+        let file = self
+            .open
+            .get(&position.segment)
+            .ok_or_else(|| format!("segment {} is gone", position.segment))?;
         let mut bytes = vec![0; length as usize];
         let mut read = 0;
         while read < bytes.len() {
@@ -134,7 +144,8 @@ impl SegmentFiles {
                 self.provide(write.segment)?;
                 made = true;
             }
-            let file = self.open.get(&write.segment).ok_or_else(|| io::Error::other("the segment has no file"))?;
+            let file =
+                self.open.get(&write.segment).ok_or_else(|| io::Error::other("the segment has no file"))?;
             file.write_all_at(&write.bytes, u64::from(write.offset))?;
         }
         for write in &append.writes {
@@ -357,7 +368,9 @@ impl DiskThread {
         let spawned = std::thread::Builder::new().name("spare".into()).spawn(move || {
             let result = prepare(&directory, number, segment_bytes);
             if back.try_send(Command::Prepared(result)).is_err() {
-                tracing::warn!("the disk thread has no time for a spare segment; it will be found at the next start");
+                tracing::warn!(
+                    "the disk thread has no time for a spare segment; it will be found at the next start"
+                );
             }
         });
         if let Err(error) = spawned {

@@ -69,7 +69,10 @@ impl Identity {
         };
         let text = toml::to_string(&written).expect("plain fields can be written");
         let io = |error: std::io::Error| {
-            StartError::local(format!("cannot write to {}: {error}", data.display()), "check the directory and its disk")
+            StartError::local(
+                format!("cannot write to {}: {error}", data.display()),
+                "check the directory and its disk",
+            )
         };
         fs::create_dir_all(&log).map_err(io)?;
         // The first segment is there before the identity: an identity without a log is a lost disk.
@@ -95,11 +98,16 @@ impl Identity {
             )
         })?;
         let broken = |what: String| {
-            StartError::local(format!("{} is damaged: {what}", path.display()), "restore the file from a backup")
+            StartError::local(
+                format!("{} is damaged: {what}", path.display()),
+                "restore the file from a backup",
+            )
         };
         let written: Written = toml::from_str(&text).map_err(|error| broken(error.message().to_owned()))?;
-        let cluster = u128::from_str_radix(&written.cluster, 16).map_err(|error| broken(error.to_string()))?;
-        let incarnation = u64::from_str_radix(&written.incarnation, 16).map_err(|error| broken(error.to_string()))?;
+        let cluster =
+            u128::from_str_radix(&written.cluster, 16).map_err(|error| broken(error.to_string()))?;
+        let incarnation =
+            u64::from_str_radix(&written.incarnation, 16).map_err(|error| broken(error.to_string()))?;
         if written.version != 1 || written.shard_count == 0 {
             return Err(broken(format!("version {} with {} shards", written.version, written.shard_count)));
         }
@@ -117,16 +125,18 @@ pub(crate) struct Lock {
 /// Takes the data directory, or tells who has it.
 pub(crate) fn lock(data: &Path) -> Result<Lock, StartError> {
     fs::create_dir_all(data).map_err(|error| {
-        StartError::local(format!("cannot use {}: {error}", data.display()), "check `node.data` and its permissions")
+        StartError::local(
+            format!("cannot use {}: {error}", data.display()),
+            "check `node.data` and its permissions",
+        )
     })?;
     let path = data.join("lock");
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(|error| StartError::local(format!("cannot open {}: {error}", path.display()), "check permissions"))?;
+    let mut file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(
+            |error| {
+                StartError::local(format!("cannot open {}: {error}", path.display()), "check permissions")
+            },
+        )?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         let mut holder = String::new();
         let known = file.read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
@@ -136,7 +146,9 @@ pub(crate) fn lock(data: &Path) -> Result<Lock, StartError> {
             "one node per data directory: stop the other, or use another directory",
         ));
     }
-    let io = |error: std::io::Error| StartError::local(format!("cannot write {}: {error}", path.display()), "check the disk");
+    let io = |error: std::io::Error| {
+        StartError::local(format!("cannot write {}: {error}", path.display()), "check the disk")
+    };
     file.set_len(0).map_err(io)?;
     write!(file, "{}", std::process::id()).map_err(io)?;
     Ok(Lock { _file: file })

@@ -93,7 +93,12 @@ pub fn run(config_path: &Path) -> Result<(), StartError> {
     let identity = Identity::load(&config.data)?;
     if identity.node != config.node {
         return Err(StartError::config(
-            format!("{} belongs to node {}, the configuration says {}", config.data.display(), identity.node.0, config.node.0),
+            format!(
+                "{} belongs to node {}, the configuration says {}",
+                config.data.display(),
+                identity.node.0,
+                config.node.0
+            ),
             "use the configuration that made this directory, or another data directory",
         ));
     }
@@ -144,7 +149,11 @@ fn recover(config: node::Config, files: &mut SegmentFiles) -> Result<node::Node,
     match &verdict {
         Verdict::Clean { tail } => tracing::info!(?tail, "the log is clean"),
         Verdict::Torn { tail, cut_at } => {
-            tracing::warn!(?tail, ?cut_at, "the last batch was torn by a crash; nothing in it was acknowledged");
+            tracing::warn!(
+                ?tail,
+                ?cut_at,
+                "the last batch was torn by a crash; nothing in it was acknowledged"
+            );
         }
         Verdict::Corrupt { ranges, .. } => tracing::error!(?ranges, "the log is corrupt"),
     }

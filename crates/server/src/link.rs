@@ -102,7 +102,8 @@ impl Link {
     /// Writes what the socket takes. Returns whether everything went out.
     pub(crate) fn write(&mut self) -> io::Result<bool> {
         while !self.out.is_empty() {
-            let slices: Vec<IoSlice<'_>> = self.out.iter().take(SLICES_MAX).map(|bytes| IoSlice::new(bytes)).collect();
+            let slices: Vec<IoSlice<'_>> =
+                self.out.iter().take(SLICES_MAX).map(|bytes| IoSlice::new(bytes)).collect();
             match self.stream.write_vectored(&slices) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(mut count) => {

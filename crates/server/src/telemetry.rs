@@ -11,7 +11,8 @@ const BUCKETS: [f64; 10] = [0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0
 /// Log lines go to standard error: text, or JSON with `SWARMMQ_LOG_FORMAT=json`; `SWARMMQ_LOG` filters them.
 pub(crate) fn init() {
     let filter = EnvFilter::try_from_env("SWARMMQ_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     let json = std::env::var("SWARMMQ_LOG_FORMAT").is_ok_and(|format| format == "json");
     let result = if json { builder.json().try_init() } else { builder.try_init() };
     if let Err(error) = result {
@@ -48,11 +49,16 @@ pub(crate) fn exposition(report: &Report, timings: &Timings) -> String {
                 MetricKind::Counter => "counter",
                 MetricKind::Gauge => "gauge",
             };
-            push(&mut text, format_args!("# HELP {} {}\n# TYPE {} {kind}\n", metric.name, metric.help, metric.name));
+            push(
+                &mut text,
+                format_args!("# HELP {} {}\n# TYPE {} {kind}\n", metric.name, metric.help, metric.name),
+            );
             last = metric.name;
         }
         match &metric.label {
-            Some((name, value)) => push(&mut text, format_args!("{}{{{name}=\"{value}\"}} {}\n", metric.name, metric.value)),
+            Some((name, value)) => {
+                push(&mut text, format_args!("{}{{{name}=\"{value}\"}} {}\n", metric.name, metric.value))
+            }
             None => push(&mut text, format_args!("{} {}\n", metric.name, metric.value)),
         }
     }
@@ -70,8 +76,12 @@ pub(crate) fn exposition(report: &Report, timings: &Timings) -> String {
     for (bucket, count) in timings.syncs.iter().enumerate() {
         total += count;
         match BUCKETS.get(bucket) {
-            Some(bound) => push(&mut text, format_args!("swarmmq_log_fsync_seconds_bucket{{le=\"{bound}\"}} {total}\n")),
-            None => push(&mut text, format_args!("swarmmq_log_fsync_seconds_bucket{{le=\"+Inf\"}} {total}\n")),
+            Some(bound) => {
+                push(&mut text, format_args!("swarmmq_log_fsync_seconds_bucket{{le=\"{bound}\"}} {total}\n"))
+            }
+            None => {
+                push(&mut text, format_args!("swarmmq_log_fsync_seconds_bucket{{le=\"+Inf\"}} {total}\n"))
+            }
         }
     }
     push(

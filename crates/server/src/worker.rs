@@ -38,8 +38,11 @@ pub(crate) fn run(config: &NodeConfig, node: Node, files: SegmentFiles) -> Resul
     raise_file_limit();
     let shared = Shared::default();
     let admin = http::serve(config.admin, shared.clone())?;
-    let listener = TcpListener::bind(config.client).map_err(|error| http::port_error("client", config.client, &error))?;
-    let internal = |error: io::Error| StartError::local(format!("cannot start: {error}"), "check the limits of the process");
+    let listener = TcpListener::bind(config.client)
+        .map_err(|error| http::port_error("client", config.client, &error))?;
+    let internal = |error: io::Error| {
+        StartError::local(format!("cannot start: {error}"), "check the limits of the process")
+    };
     let poll = Poll::new().map_err(internal)?;
     let waker = Arc::new(Waker::new(poll.registry(), NEWS).map_err(internal)?);
     let stop = Arc::new(AtomicBool::new(false));
@@ -78,14 +81,16 @@ pub(crate) fn run(config: &NodeConfig, node: Node, files: SegmentFiles) -> Resul
 fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
         tracing::warn!(%error, "the limit of open files stays where it is");
     }
 }
 
 /// SIGTERM and SIGINT mean: drain.
 fn watch_signals(stop: &Arc<AtomicBool>, waker: &Arc<Waker>) -> io::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?;
+    let mut signals =
+        signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?;
     let (stop, waker) = (Arc::clone(stop), Arc::clone(waker));
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
@@ -128,7 +133,10 @@ impl Worker {
             if let Err(error) = self.poll.poll(&mut events, Some(self.timeout(now)))
                 && error.kind() != io::ErrorKind::Interrupted
             {
-                return Err(StartError::local(format!("waiting for events failed: {error}"), "restart the node"));
+                return Err(StartError::local(
+                    format!("waiting for events failed: {error}"),
+                    "restart the node",
+                ));
             }
             let now = self.clock.now();
             for event in &events {
@@ -158,7 +166,9 @@ impl Worker {
             let drained = self.step(now);
             self.report(now);
             let late = self.drain_until.is_some_and(|until| now.monotonic >= until);
-            if self.drain_until.is_some() && (drained && self.links.values().all(|link| !link.blocked) || late) {
+            if self.drain_until.is_some()
+                && (drained && self.links.values().all(|link| !link.blocked) || late)
+            {
                 tracing::info!(drained, "stopped");
                 return Ok(());
             }
@@ -187,9 +197,9 @@ impl Worker {
                     }
                     let connection = self.next_connection;
                     self.next_connection += 1;
-                    let ready = stream
-                        .set_nodelay(true)
-                        .and_then(|()| self.poll.registry().register(&mut stream, Token(connection), Interest::READABLE));
+                    let ready = stream.set_nodelay(true).and_then(|()| {
+                        self.poll.registry().register(&mut stream, Token(connection), Interest::READABLE)
+                    });
                     if let Err(error) = ready {
                         tracing::warn!(%error, "a connection could not be set up");
                         continue;
@@ -323,7 +333,9 @@ impl Worker {
                 if blocked != was_blocked {
                     let interest =
                         if blocked { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
-                    if let Err(error) = self.poll.registry().reregister(&mut link.stream, Token(connection), interest) {
+                    if let Err(error) =
+                        self.poll.registry().reregister(&mut link.stream, Token(connection), interest)
+                    {
                         tracing::warn!(%error, "a connection cannot be watched");
                     }
                 }

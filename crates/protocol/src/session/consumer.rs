@@ -13,8 +13,8 @@ use bytes::{Bytes, BytesMut};
 use crate::{
     error::{Code, Outcome},
     frame::{
-        self, Answer, Credit, Deliver, Held, LeaseLost, Settle, SettleAction, SettleItem, Settled, StartAt, Subscribe,
-        Subscribed, Unsubscribe,
+        self, Answer, Credit, Deliver, Held, LeaseLost, Settle, SettleAction, SettleItem, Settled, StartAt,
+        Subscribe, Subscribed, Unsubscribe,
     },
     id::{Address, Attempt, ConsumerId, GroupName, Offset, ShardId, Term},
     limits::BATCH_MESSAGES_MAX,
@@ -268,7 +268,8 @@ impl Consumer {
         for (id, message) in &mut self.held {
             if matches!(message.stage, Stage::Buffered | Stage::WithApplication) {
                 let action = SettleAction::Release;
-                message.stage = Stage::Settling { ticket: u64::MAX, action, reason: String::new(), sent: false };
+                message.stage =
+                    Stage::Settling { ticket: u64::MAX, action, reason: String::new(), sent: false };
                 self.queue.push_back(*id);
             }
         }
@@ -276,7 +277,9 @@ impl Consumer {
 
     /// Whether closing is complete.
     pub fn is_closed(&self) -> bool {
-        self.link == Link::Gone || self.refusal.is_some() || (self.closing && self.link == Link::Detached && self.held.is_empty())
+        self.link == Link::Gone
+            || self.refusal.is_some()
+            || (self.closing && self.link == Link::Detached && self.held.is_empty())
     }
 
     /// Ends of settlements that became known since the last call.
@@ -331,7 +334,11 @@ impl Consumer {
             address: self.config.address.clone(),
             group: self.config.group.clone(),
             start: self.config.start.filter(|_| !self.start_told),
-            credit_messages: if self.closing { 0 } else { self.config.credit_messages.saturating_sub(held_messages) },
+            credit_messages: if self.closing {
+                0
+            } else {
+                self.config.credit_messages.saturating_sub(held_messages)
+            },
             credit_bytes: if self.closing { 0 } else { self.config.credit_bytes.saturating_sub(held_bytes) },
             deadline: DEADLINE,
             held,
@@ -349,7 +356,8 @@ impl Consumer {
         self.next_look = now + self.lease / EXTEND_LOOK_SHARE;
         let soon = now + self.lease / 2;
         for (id, message) in &mut self.held {
-            if message.expires_at <= soon && matches!(message.stage, Stage::Buffered | Stage::WithApplication) {
+            if message.expires_at <= soon && matches!(message.stage, Stage::Buffered | Stage::WithApplication)
+            {
                 self.extensions.push(*id);
             }
         }
@@ -407,7 +415,8 @@ impl Consumer {
             return;
         }
         let due = self.owed_messages > 0
-            && (self.owed_messages * 2 >= self.config.credit_messages || self.owed_bytes * 2 >= self.config.credit_bytes);
+            && (self.owed_messages * 2 >= self.config.credit_messages
+                || self.owed_bytes * 2 >= self.config.credit_bytes);
         if due {
             let credit = Credit {
                 subscription: self.config.subscription,
@@ -451,7 +460,8 @@ impl Consumer {
                     sealed: item.sealed,
                 });
             }
-            self.held.insert(id, Message { attempt: item.attempt, term: item.term, bytes, expires_at, stage });
+            self.held
+                .insert(id, Message { attempt: item.attempt, term: item.term, bytes, expires_at, stage });
         }
     }
 
@@ -503,7 +513,8 @@ impl Consumer {
     /// Takes the answer to settlements.
     pub fn settled(&mut self, now: Instant, request: u64, frame: &Settled) {
         let Some(Asked::Settle(which)) = self.asked.remove(&request) else { return };
-        let fates = frame.runs.iter().flat_map(|run| std::iter::repeat_n((run.outcome, run.code), run.count.into()));
+        let fates =
+            frame.runs.iter().flat_map(|run| std::iter::repeat_n((run.outcome, run.code), run.count.into()));
         for ((id, extension), (outcome, code)) in which.into_iter().zip(fates) {
             let lost = outcome == Outcome::Failed && code == Code::LeaseLost.number();
             if extension {

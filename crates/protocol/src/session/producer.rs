@@ -388,7 +388,9 @@ impl Producer {
                 && (count as u32) < window.messages
                 && bytes + item.sealed.len() <= PUBLISH_BYTES_MAX.min(BATCH_BYTES)
                 && (bytes + item.sealed.len()) as u64 <= window.bytes;
-            if item.stage != Stage::Pending || !(fits || count == 0 && item.sealed.len() as u64 <= window.bytes) {
+            if item.stage != Stage::Pending
+                || !(fits || count == 0 && item.sealed.len() as u64 <= window.bytes)
+            {
                 break;
             }
             count += 1;
@@ -447,7 +449,9 @@ impl Producer {
                 if sequence >= first + u64::from(count) {
                     break;
                 }
-                let Some(item) = sequence.checked_sub(lane.first).and_then(|at| lane.items.get_mut(at as usize)) else {
+                let Some(item) =
+                    sequence.checked_sub(lane.first).and_then(|at| lane.items.get_mut(at as usize))
+                else {
                     sequence += 1;
                     continue;
                 };
@@ -460,14 +464,17 @@ impl Producer {
                     Outcome::Ok => {
                         if !item.told {
                             let offset = run.first_offset.map(|offset| Offset(offset.0 + n));
-                            let result = SendResult::Stored { id: id(sequence), offset, duplicate: run.duplicate };
+                            let result =
+                                SendResult::Stored { id: id(sequence), offset, duplicate: run.duplicate };
                             self.resolutions.push(Resolution { ticket: item.ticket, result });
                             item.told = true;
                         }
                         item.stage = Stage::Done;
                         lane.backoff = BACKOFF_FIRST;
                     }
-                    Outcome::Failed if code == Code::Fenced || code == Code::StaleSession => worst = Some(code),
+                    Outcome::Failed if code == Code::Fenced || code == Code::StaleSession => {
+                        worst = Some(code)
+                    }
                     Outcome::Failed if !code.is_transient() => {
                         item.stage = Stage::Doomed(code);
                         lane.doomed += 1;
@@ -493,7 +500,8 @@ impl Producer {
                 self.retry_budget_thousandths = 0;
                 lane.backoff = BACKOFF_MAX;
             }
-            self.jitter = self.jitter.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            self.jitter =
+                self.jitter.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let spread = 0.5 + (self.jitter >> 40) as f64 / (1u64 << 24) as f64;
             lane.retry_at = now + lane.backoff.mul_f64(spread);
             lane.backoff = (lane.backoff * 2).min(BACKOFF_MAX);

@@ -1,0 +1,158 @@
+//! One real node on loopback, used through the client library.
+
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use swarmmq_client::{Message, Options, ProducerOptions, SubscribeOptions, SwarmMq};
+use swarmmq_protocol::{admin::Order, time::WallTime};
+use swarmmq_seal::ClientKeyring;
+
+struct Node {
+    _directory: tempfile::TempDir,
+    keyring: ClientKeyring,
+    client: String,
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn write(path: &Path, text: &str) -> PathBuf {
+    std::fs::write(path, text).unwrap();
+    path.to_owned()
+}
+
+/// Starts a node in a thread of this process; it ends with the process.
+fn start() -> Node {
+    let directory = tempfile::tempdir().unwrap();
+    let mut seed = 1u64;
+    let mut random = |bytes: &mut [u8]| {
+        for byte in bytes {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            *byte = (seed >> 56) as u8;
+        }
+    };
+    let keyring = ClientKeyring::generate(WallTime(1), &mut random).unwrap();
+    write(&directory.path().join("node.keyring"), &keyring.to_node_text());
+    let client = format!("127.0.0.1:{}", free_port());
+    let admin = format!("127.0.0.1:{}", free_port());
+    let config = write(
+        &directory.path().join("node.toml"),
+        &format!(
+            "[node]\nid = 1\ndata = \"data\"\nkeyring = \"node.keyring\"\n[listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\n"
+        ),
+    );
+    swarmmq_server::init(&config).unwrap();
+    std::thread::spawn(move || swarmmq_server::run(&config).unwrap());
+    Node { _directory: directory, keyring, client }
+}
+
+async fn connect(node: &Node) -> SwarmMq {
+    SwarmMq::connect(Options::new(vec![node.client.clone()], node.keyring.clone())).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_go_through_in_every_order_and_are_settled_once() {
+    let node = start();
+    let client = connect(&node).await;
+    for order in [Order::Total, Order::Key, Order::None] {
+        let address = format!("shop.{}", order.text());
+        let producer = client.producer(ProducerOptions { order: Some(order), ..ProducerOptions::default() });
+        let mut pending = Vec::new();
+        for n in 0..500u32 {
+            let message = Message::new(&address, n.to_be_bytes().to_vec())
+                .key(format!("k{}", n % 7))
+                .header("n", n.to_string());
+            pending.push(producer.enqueue(message).await.unwrap());
+        }
+        for one in pending {
+            assert!(!one.await.unwrap().duplicate);
+        }
+        let mut consumer = client.subscribe(&address, SubscribeOptions::default()).await.unwrap();
+        let mut seen = vec![0u32; 500];
+        let mut last_of_key = [None; 7];
+        for _ in 0..500 {
+            let received = tokio::time::timeout(Duration::from_secs(10), consumer.next())
+                .await
+                .unwrap()
+                .unwrap()
+                .unwrap();
+            let n = u32::from_be_bytes(received.body[..].try_into().unwrap());
+            assert_eq!(received.attempt, 1);
+            assert_eq!(received.key.as_deref(), Some(format!("k{}", n % 7).as_bytes()));
+            seen[n as usize] += 1;
+            if order != Order::None {
+                let last = last_of_key[n as usize % 7].replace(n);
+                assert!(last < Some(n), "{order:?}: {n} after {last:?}");
+            }
+            received.ack().await.unwrap();
+        }
+        assert!(seen.iter().all(|count| *count == 1), "{order:?}");
+        consumer.close().await;
+        producer.close().await;
+    }
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn throughput_is_not_absurd() {
+    let node = start();
+    let client = connect(&node).await;
+    let count = 200_000u64;
+    let began = Instant::now();
+    let receiver = {
+        let client = client.clone();
+        tokio::spawn(async move {
+            let options = SubscribeOptions {
+                credit_messages: 4096,
+                credit_bytes: 32 << 20,
+                ..SubscribeOptions::default()
+            };
+            let mut consumer = client.subscribe("load", options).await.unwrap();
+            let mut acks = std::collections::VecDeque::new();
+            for _ in 0..count {
+                let received = consumer.next().await.unwrap().unwrap();
+                acks.push_back(received.ack_later());
+                if acks.len() > 2048 {
+                    acks.pop_front().unwrap().await.unwrap();
+                }
+            }
+            for ack in acks {
+                ack.await.unwrap();
+            }
+            consumer.close().await;
+        })
+    };
+    let mut senders = Vec::new();
+    for _ in 0..4 {
+        let client = client.clone();
+        senders.push(tokio::spawn(async move {
+            let producer = client.producer(ProducerOptions { in_flight: 256, ..ProducerOptions::default() });
+            let mut pending = std::collections::VecDeque::new();
+            for _ in 0..count / 4 {
+                pending.push_back(producer.enqueue(Message::new("load", vec![7u8; 1024])).await.unwrap());
+                if pending.len() > 200 {
+                    pending.pop_front().unwrap().await.unwrap();
+                }
+            }
+            for one in pending {
+                one.await.unwrap();
+            }
+        }));
+    }
+    for sender in senders {
+        sender.await.unwrap();
+    }
+    let published = began.elapsed();
+    receiver.await.unwrap();
+    let all = began.elapsed();
+    eprintln!(
+        "published {:.0}/s, all {:.0}/s",
+        count as f64 / published.as_secs_f64(),
+        count as f64 / all.as_secs_f64()
+    );
+    assert!(all < Duration::from_secs(60), "{all:?}");
+}
