@@ -15,6 +15,9 @@ mod report;
 mod restore;
 mod space;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
