@@ -46,7 +46,7 @@ fn start() -> Node {
         ),
     );
     swarmmq_server::init(&config).unwrap();
-    std::thread::spawn(move || swarmmq_server::run(&config).unwrap());
+    std::thread::Builder::new().name("node".into()).spawn(move || swarmmq_server::run(&config).unwrap()).unwrap();
     Node { _directory: directory, keyring, client }
 }
 
@@ -101,7 +101,7 @@ async fn messages_go_through_in_every_order_and_are_settled_once() {
 async fn throughput_is_not_absurd() {
     let node = start();
     let client = connect(&node).await;
-    let count = 200_000u64;
+    let count: u64 = std::env::var("LOAD_MESSAGES").ok().and_then(|n| n.parse().ok()).unwrap_or(100_000);
     let began = Instant::now();
     let receiver = {
         let client = client.clone();
