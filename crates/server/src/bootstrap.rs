@@ -1,22 +1,29 @@
 //! From files to settings: `node.toml` and the node's keyring.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::{SocketAddr, ToSocketAddrs},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use swarmmq_protocol::{id::NodeId, mac::MacKey};
 use zeroize::Zeroizing;
 
 use crate::StartError;
 
-/// Everything `node.toml` may say.
-const KNOWN_KEYS: &[&str] = &[
-    "node", "listen", "cluster", "id", "data", "roles", "keyring", "client", "peer", "gossip", "admin",
-    "seeds",
+/// Everything `node.toml` may say: sections and their keys.
+const KNOWN_KEYS: &[(&str, &[&str])] = &[
+    ("node", &["id", "data", "roles", "keyring"]),
+    ("listen", &["client", "peer", "gossip", "admin"]),
+    ("cluster", &["seeds"]),
 ];
+/// Edits after which two words are still taken for the same.
+const TYPO_EDITS_MAX: usize = 3;
+/// Everything a node's keyring may say.
+const KEYRING_KEYS: &[&str] = &["version", "access_token", "admission_key"];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -113,18 +120,32 @@ impl NodeConfig {
                 "a single node needs all three: ingress, router, store",
             ));
         }
-        for (key, value) in [("peer", &file.listen.peer), ("gossip", &file.listen.gossip)] {
-            address(key, value)?;
+        let client = address("listen.client", &file.listen.client)?;
+        let peer = address("listen.peer", &file.listen.peer)?;
+        let admin = address("listen.admin", &file.listen.admin)?;
+        address("listen.gossip", &file.listen.gossip)?;
+        // Gossip is UDP: it may share a number with the others.
+        for ((one, a), (other, b)) in [
+            (("client", client), ("peer", peer)),
+            (("client", client), ("admin", admin)),
+            (("peer", peer), ("admin", admin)),
+        ] {
+            if a == b {
+                return Err(StartError::config(
+                    format!("listen.{one} and listen.{other} are both {a}"),
+                    "give each its own port",
+                ));
+            }
         }
         for seed in &file.cluster.seeds {
-            address("seeds", seed)?;
+            address("cluster.seeds", seed)?;
         }
         Ok(Self {
             node: NodeId(id),
             data: folder.join(&file.node.data),
             keyring: folder.join(&file.node.keyring),
-            client: address("client", &file.listen.client)?,
-            admin: address("admin", &file.listen.admin)?,
+            client,
+            admin,
         })
     }
 }
@@ -139,18 +160,28 @@ fn address(key: &str, value: &str) -> Result<SocketAddr, StartError> {
             "until connections are encrypted, nodes listen on loopback only",
         ));
     }
+    if parsed.port() == 0 {
+        return Err(StartError::config(
+            format!("{key} = {value:?} has no port"),
+            "write the port: clients and peers must find it",
+        ));
+    }
     Ok(parsed)
 }
 
-/// The known key nearest to the unknown one that `message` quotes.
+/// What was meant by the unknown key that `message` quotes. The parser's message names the keys of that section, too.
 fn suggestion(message: &str) -> String {
-    let quoted = message.split('`').nth(1).unwrap_or_default();
-    let nearest = KNOWN_KEYS.iter().min_by_key(|known| distance(quoted, known));
+    let everything = "see docs/operating/node.md for every key".to_owned();
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let (true, Some(word)) = (message.starts_with("unknown field"), quoted.next()) else { return everything };
+    let here: Vec<&str> = quoted.collect();
+    if let Some((section, _)) = KNOWN_KEYS.iter().find(|(_, keys)| keys.contains(&word)) {
+        return format!("`{word}` belongs into [{section}]");
+    }
+    let nearest = here.into_iter().min_by_key(|known| distance(word, known));
     match nearest {
-        Some(known) if message.contains("unknown") && distance(quoted, known) <= 3 => {
-            format!("did you mean `{known}`?")
-        }
-        _ => "see docs/operating/node.md for every key".to_owned(),
+        Some(known) if distance(word, known) <= TYPO_EDITS_MAX => format!("did you mean `{known}`?"),
+        _ => everything,
     }
 }
 
@@ -170,13 +201,12 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
+/// Whatever else a keyring file says is looked at by name only: it may be secret.
 #[derive(Deserialize)]
 struct KeyringFile {
     version: u32,
     access_token: Zeroizing<String>,
     admission_key: Zeroizing<String>,
-    payload_keys: Option<toml::Value>,
-    routing_key: Option<toml::Value>,
 }
 
 /// What a node may know: who may connect, and what a genuine message looks like. No key that opens one.
@@ -187,10 +217,12 @@ pub(crate) struct NodeKeyring {
 }
 
 impl NodeKeyring {
-    /// Reads and checks the file. A keyring with payload keys is refused, in the file and in the environment
-    /// (safety rule 25).
-    pub(crate) fn load(path: &Path) -> Result<Self, StartError> {
-        if std::env::var_os("SWARMMQ_KEYRING").is_some() {
+    /// Reads and checks the file. Whatever a node must not have is refused, in the file and in the environment (safety
+    /// rule 25).
+    ///
+    /// * `named_in_environment`: `SWARMMQ_KEYRING` is set, which names a client's keyring.
+    pub(crate) fn load(path: &Path, named_in_environment: bool) -> Result<Self, StartError> {
+        if named_in_environment {
             return Err(StartError::config(
                 "SWARMMQ_KEYRING is set: it names a client keyring",
                 "a node must not be able to open messages: unset it for the node",
@@ -202,19 +234,24 @@ impl NodeKeyring {
                 "make one with `swarmmq keys generate --out DIR`",
             )
         })?);
+        if fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0) {
+            tracing::warn!(keyring = %path.display(), "others may read the keyring: give it mode 0600");
+        }
         // The parser's own words may quote the file, which holds secrets: they stay out of the message.
-        let file: KeyringFile = toml::from_str(&text).map_err(|_| {
+        let no_keyring = || {
             StartError::config(
                 format!("{} is no node keyring", path.display()),
                 "use the node.keyring that `swarmmq keys generate` wrote",
             )
-        })?;
-        if file.payload_keys.is_some() || file.routing_key.is_some() {
+        };
+        let keys: BTreeMap<String, IgnoredAny> = toml::from_str(&text).map_err(|_| no_keyring())?;
+        if let Some(key) = keys.keys().find(|key| !KEYRING_KEYS.contains(&key.as_str())) {
             return Err(StartError::config(
-                format!("{} carries keys that open messages", path.display()),
+                format!("{} carries `{key}`, which a node must not have", path.display()),
                 "a node must not be able to open messages: give it node.keyring, not client.keyring",
             ));
         }
+        let file: KeyringFile = toml::from_str(&text).map_err(|_| no_keyring())?;
         if file.version != 1 {
             return Err(StartError::config(
                 format!("{} has version {}, this program knows 1", path.display(), file.version),
@@ -278,6 +315,13 @@ mod tests {
             (format!("{GOOD}datta = 1\n"), "unknown field `datta`"),
             (format!("{GOOD}[listen]\nclient = \"0.0.0.0:1\"\n"), "not on loopback"),
             (format!("{GOOD}[listen]\nclient = \"here\"\n"), "no address"),
+            (format!("{GOOD}[listen]\npeer = \"[2001:db8::1]:1\"\n"), "not on loopback"),
+            (format!("{GOOD}[listen]\nadmin = \"127.0.0.1:0\"\n"), "no port"),
+            (format!("{GOOD}[listen]\nadmin = \"127.0.0.1:7420\"\n"), "listen.client and listen.admin"),
+            (format!("{GOOD}[cluster]\nseeds = [\"192.0.2.1:1\"]\n"), "not on loopback"),
+            ("[node]\nid = 65536\ndata = \"d\"\nkeyring = \"k\"\n".to_owned(), "node.id is 65536"),
+            ("[node]\nid = 1\ndata = \"d\"\n".to_owned(), "missing field `keyring`"),
+            (format!("{GOOD}roles = [\"store\"]\n"), "leaves a role out"),
             (format!("{GOOD}roles = [\"boss\"]\n"), "boss"),
             ("[node\n".to_owned(), "line 1"),
         ] {
@@ -285,7 +329,29 @@ mod tests {
             assert_eq!(error.exit_code(), 2, "{text}");
             assert!(error.message().contains(says), "{error} does not say {says}");
         }
-        assert_eq!(load(&format!("{GOOD}datta = 1\n")).unwrap_err().hint(), "did you mean `data`?");
+    }
+
+    #[test]
+    fn an_unknown_key_is_answered_with_what_was_meant() {
+        for (text, hint) in [
+            ("datta = 1", "did you mean `data`?"),
+            ("keyrings = \"k\"", "did you mean `keyring`?"),
+            ("client = \"127.0.0.1:1\"", "`client` belongs into [listen]"),
+            ("[listen]\nseeds = []", "`seeds` belongs into [cluster]"),
+            ("[listen]\nadmn = \"127.0.0.1:1\"", "did you mean `admin`?"),
+            ("[cluster]\nseed = []", "did you mean `seeds`?"),
+            ("[listeners]\nclient = \"127.0.0.1:1\"", "did you mean `listen`?"),
+            ("[metrics]\nport = 1", "see docs/operating/node.md for every key"),
+        ] {
+            assert_eq!(load(&format!("{GOOD}{text}\n")).unwrap_err().hint(), hint, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_a_configuration_error() {
+        let error = NodeConfig::load(Path::new("/nonexistent/node.toml")).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.message().contains("/nonexistent/node.toml"), "{error}");
     }
 
     #[test]
@@ -298,17 +364,19 @@ mod tests {
             "22".repeat(32)
         );
         fs::write(&path, &good).unwrap();
-        NodeKeyring::load(&path).unwrap();
+        NodeKeyring::load(&path, false).unwrap();
+        assert_eq!(NodeKeyring::load(&path, true).unwrap_err().exit_code(), 2, "SWARMMQ_KEYRING is set");
         for bad in [
             format!("{good}routing_key = \"33\"\n"),
             format!("{good}[[payload_keys]]\nid = 1\n"),
+            format!("{good}some_later_kind_of_key = \"2222\"\n"),
             good.replace("11", "00"),
             good.replace("11", "1"),
             good.replace("version = 1", "version = 2"),
             "nonsense".to_owned(),
         ] {
             fs::write(&path, &bad).unwrap();
-            let error = NodeKeyring::load(&path).unwrap_err();
+            let error = NodeKeyring::load(&path, false).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{bad}");
             assert!(!error.message().contains("2222"), "no key bytes in messages: {error}");
         }

@@ -4,9 +4,13 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Write},
     path::Path,
+    time::Duration,
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 use swarmmq_protocol::id::{ClusterId, NodeId};
 
@@ -47,10 +51,10 @@ impl Identity {
             ));
         }
         let log = data.join("log");
-        if log.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        if holds_bytes(&log) {
             return Err(StartError::local(
                 format!("{} holds a log without an identity", log.display()),
-                "choose an empty data directory",
+                "restore identity.toml from where it went, or choose an empty data directory",
             ));
         }
         let identity = Self {
@@ -78,12 +82,12 @@ impl Identity {
         // The first segment is there before the identity: an identity without a log is a lost disk.
         let first = log.join(crate::disk::segment_name(1));
         File::create(&first).and_then(|file| file.sync_all()).map_err(io)?;
-        File::open(&log).and_then(|directory| directory.sync_all()).map_err(io)?;
+        sync_directory(&log).map_err(io)?;
         let temporary = data.join("identity.tmp");
         File::create(&temporary)
             .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
             .and_then(|()| fs::rename(&temporary, &path))
-            .and_then(|()| File::open(data)?.sync_all())
+            .and_then(|()| sync_directory(data))
             .map_err(io)?;
         Ok(identity)
     }
@@ -92,9 +96,15 @@ impl Identity {
     pub(crate) fn load(data: &Path) -> Result<Self, StartError> {
         let path = data.join(FILE);
         let text = fs::read_to_string(&path).map_err(|error| {
+            if error.kind() == std::io::ErrorKind::NotFound {
+                return StartError::local(
+                    format!("{} is not part of a cluster: there is no {FILE}", data.display()),
+                    "run `swarmmq init --config FILE` once to make a cluster here",
+                );
+            }
             StartError::local(
-                format!("{} is not part of a cluster: {}: {error}", data.display(), path.display()),
-                "run `swarmmq init --config FILE` once to make a cluster here",
+                format!("cannot read {}: {error}", path.display()),
+                "check permissions and the disk",
             )
         })?;
         let broken = |what: String| {
@@ -116,20 +126,42 @@ impl Identity {
     }
 }
 
+/// Whether anything was ever written here. An `init` that was interrupted leaves files, but empty ones.
+fn holds_bytes(log: &Path) -> bool {
+    let Ok(entries) = log.read_dir() else { return false };
+    entries.flatten().any(|entry| entry.metadata().map_or(true, |metadata| metadata.len() > 0))
+}
+
+fn sync_directory(path: &Path) -> std::io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Makes the data directory, and makes sure that it will still be there after a power cut.
+pub(crate) fn make_directory(data: &Path) -> Result<(), StartError> {
+    let missing: Vec<&Path> = data.ancestors().take_while(|path| !path.exists()).collect();
+    fs::create_dir_all(data)
+        .and_then(|()| {
+            let parents = missing.iter().filter_map(|path| path.parent());
+            parents
+                .map(|path| if path.as_os_str().is_empty() { Path::new(".") } else { path })
+                .try_for_each(sync_directory)
+        })
+        .map_err(|error| {
+            StartError::local(
+                format!("cannot use {}: {error}", data.display()),
+                "check `node.data` and its permissions",
+            )
+        })
+}
+
 /// Holds the data directory for this process; released when dropped or when the process ends.
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: File,
 }
 
-/// Takes the data directory, or tells who has it.
-pub(crate) fn lock(data: &Path) -> Result<Lock, StartError> {
-    fs::create_dir_all(data).map_err(|error| {
-        StartError::local(
-            format!("cannot use {}: {error}", data.display()),
-            "check `node.data` and its permissions",
-        )
-    })?;
+/// Takes the data directory, or tells who has it and keeps it for longer than `patience`.
+pub(crate) fn lock(data: &Path, patience: Duration) -> Result<Lock, StartError> {
     let path = data.join("lock");
     let mut file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(
@@ -137,7 +169,18 @@ pub(crate) fn lock(data: &Path) -> Result<Lock, StartError> {
                 StartError::local(format!("cannot open {}: {error}", path.display()), "check permissions")
             },
         )?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    let locked = clock::patiently(
+        patience,
+        |error| *error == Errno::WOULDBLOCK,
+        || flock(&file, FlockOperation::NonBlockingLockExclusive),
+    );
+    if let Err(error) = locked {
+        if error != Errno::WOULDBLOCK {
+            return Err(StartError::local(
+                format!("cannot lock {}: {error}", path.display()),
+                "use a file system that knows locks",
+            ));
+        }
         let mut holder = String::new();
         let known = file.read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
         let who = if known { format!("process {}", holder.trim()) } else { "another process".to_owned() };
@@ -170,13 +213,51 @@ mod tests {
     }
 
     #[test]
+    fn what_an_interrupted_init_left_is_no_obstacle_but_a_log_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        fs::create_dir(&log).unwrap();
+        File::create(log.join(crate::disk::segment_name(1))).unwrap();
+        fs::write(dir.path().join("identity.tmp"), "half").unwrap();
+        Identity::make(dir.path(), NodeId(1)).unwrap();
+
+        fs::remove_file(dir.path().join(FILE)).unwrap();
+        fs::write(log.join(crate::disk::segment_name(1)), "records").unwrap();
+        let error = Identity::make(dir.path(), NodeId(1)).unwrap_err();
+        assert_eq!(error.exit_code(), 7);
+        assert!(error.message().contains("without an identity"), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_identity_is_told_apart_from_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Identity::load(dir.path()).unwrap_err().hint().contains("swarmmq init --config FILE"));
+        Identity::make(dir.path(), NodeId(1)).unwrap();
+        fs::write(dir.path().join(FILE), "version = 1\ncluster = \"").unwrap();
+        let error = Identity::load(dir.path()).unwrap_err();
+        assert_eq!(error.exit_code(), 7);
+        assert!(error.message().contains("damaged"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_is_made_with_its_parents() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("a/b/data");
+        make_directory(&data).unwrap();
+        make_directory(&data).unwrap();
+        lock(&data, Duration::ZERO).unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert_eq!(make_directory(&dir.path().join("file/data")).unwrap_err().exit_code(), 7);
+    }
+
+    #[test]
     fn a_directory_is_held_by_one_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
-        let held = lock(dir.path()).unwrap();
-        let refused = lock(dir.path()).unwrap_err();
+        let held = lock(dir.path(), Duration::ZERO).unwrap();
+        let refused = lock(dir.path(), Duration::ZERO).unwrap_err();
         assert_eq!(refused.exit_code(), 7);
         assert!(refused.message().contains(&std::process::id().to_string()), "{refused}");
         drop(held);
-        lock(dir.path()).unwrap();
+        lock(dir.path(), Duration::ZERO).unwrap();
     }
 }

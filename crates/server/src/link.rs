@@ -6,11 +6,15 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use mio::net::TcpStream;
-use swarmmq_protocol::frame::{FrameError, FrameHeader, FrameReader};
+use swarmmq_protocol::{
+    frame::{FrameError, FrameHeader, FrameReader},
+    limits::UNAUTHENTICATED_BYTES_MAX,
+};
 
 /// Bytes read from one link before others get their turn.
 const READ_BUDGET_BYTES: usize = 1 << 20;
+/// The same for a stranger: one byte more than it may send shows that it sends too much.
+const STRANGER_BUDGET_BYTES: usize = UNAUTHENTICATED_BYTES_MAX + 1;
 /// Output a client may leave untaken; credit keeps well-behaved ones far below.
 const OUTPUT_BYTES_MAX: usize = 320 << 20;
 const SLICES_MAX: usize = 32;
@@ -26,55 +30,80 @@ pub(crate) enum ReadState {
     Closed,
 }
 
-/// One connection.
+/// One connection over `S`, a socket that never blocks.
 #[derive(Debug)]
-pub(crate) struct Link {
-    pub(crate) stream: TcpStream,
+pub(crate) struct Link<S> {
+    pub(crate) stream: S,
     reader: FrameReader,
     out: VecDeque<BytesMut>,
     out_bytes: usize,
+    authenticated: bool,
     /// Waiting for the socket to take more.
     pub(crate) blocked: bool,
+    /// No frame is taken any more; what is queued still goes out.
     pub(crate) closing: bool,
+    /// The peer will send no more than what has already arrived.
+    pub(crate) ended: bool,
+    /// Queued for another turn of reading.
+    pub(crate) unread: bool,
 }
 
-impl Link {
-    pub(crate) fn new(stream: TcpStream) -> Self {
+impl<S: Read + Write> Link<S> {
+    pub(crate) fn new(stream: S) -> Self {
         Self {
             stream,
             reader: FrameReader::new(),
             out: VecDeque::new(),
             out_bytes: 0,
+            authenticated: false,
             blocked: false,
             closing: false,
+            ended: false,
+            unread: false,
         }
+    }
+
+    /// Whether full frames are allowed.
+    pub(crate) fn is_authenticated(&self) -> bool {
+        self.authenticated
     }
 
     /// Full frames are allowed from now on.
     pub(crate) fn set_authenticated(&mut self) {
+        self.authenticated = true;
         self.reader.set_authenticated();
     }
 
-    /// Reads what is there, through `scratch`. `to_end`: the peer has closed its side, so there is an end to find.
-    pub(crate) fn read(&mut self, scratch: &mut [u8], to_end: bool) -> ReadState {
-        let mut budget = READ_BUDGET_BYTES;
-        while budget > 0 {
-            match self.stream.read(scratch) {
-                Ok(0) => return ReadState::Closed,
+    /// No frame is taken from now on.
+    pub(crate) fn begin_closing(&mut self) {
+        self.closing = true;
+        self.reader = FrameReader::new();
+    }
+
+    /// Reads what is there, through `scratch`. Returns how many bytes came.
+    pub(crate) fn read(&mut self, scratch: &mut [u8]) -> (ReadState, usize) {
+        let budget = if self.authenticated { READ_BUDGET_BYTES } else { STRANGER_BUDGET_BYTES };
+        let mut taken = 0;
+        while taken < budget {
+            let room = scratch.len().min(budget - taken);
+            match self.stream.read(&mut scratch[..room]) {
+                Ok(0) => return (ReadState::Closed, taken),
                 Ok(count) => {
                     self.reader.buffer().extend_from_slice(&scratch[..count]);
-                    budget = budget.saturating_sub(count);
-                    if count < scratch.len() && !to_end {
+                    taken += count;
+                    if count < room && !self.ended {
                         // A short read means the socket is empty; the next event says when it is not.
-                        return ReadState::Drained;
+                        return (ReadState::Drained, taken);
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return ReadState::Drained,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return (ReadState::Drained, taken);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return ReadState::Closed,
+                Err(_) => return (ReadState::Closed, taken),
             }
         }
-        ReadState::More
+        (ReadState::More, taken)
     }
 
     /// The next whole frame that was read.
@@ -102,9 +131,13 @@ impl Link {
     /// Writes what the socket takes. Returns whether everything went out.
     pub(crate) fn write(&mut self) -> io::Result<bool> {
         while !self.out.is_empty() {
-            let slices: Vec<IoSlice<'_>> =
-                self.out.iter().take(SLICES_MAX).map(|bytes| IoSlice::new(bytes)).collect();
-            match self.stream.write_vectored(&slices) {
+            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+            let mut used = 0;
+            for (slice, bytes) in slices.iter_mut().zip(&self.out) {
+                *slice = IoSlice::new(bytes);
+                used += 1;
+            }
+            match self.stream.write_vectored(&slices[..used]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(mut count) => {
                     self.out_bytes -= count;
@@ -126,7 +159,121 @@ impl Link {
                 Err(error) => return Err(error),
             }
         }
+        self.out = VecDeque::new();
         self.blocked = false;
         Ok(true)
+    }
+
+    /// Bytes that this link holds in buffers.
+    #[cfg(test)]
+    fn buffered_bytes(&mut self) -> usize {
+        self.reader.buffer().capacity() + self.out.iter().map(BytesMut::capacity).sum::<usize>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use swarmmq_protocol::frame::{self, Ping};
+
+    /// A socket with so many bytes to read and so much room to write.
+    #[derive(Default)]
+    struct Socket {
+        incoming: VecDeque<u8>,
+        ended: bool,
+        room: usize,
+        written: Vec<u8>,
+    }
+
+    impl Read for Socket {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            if self.incoming.is_empty() && !self.ended && !into.is_empty() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            self.incoming.read(into)
+        }
+    }
+
+    impl Write for Socket {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.room == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let count = bytes.len().min(self.room);
+            self.room -= count;
+            self.written.extend_from_slice(&bytes[..count]);
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn link(incoming: &[u8]) -> Link<Socket> {
+        Link::new(Socket { incoming: incoming.iter().copied().collect(), ..Socket::default() })
+    }
+
+    fn ping() -> BytesMut {
+        let mut bytes = BytesMut::new();
+        frame::encode(&Ping, 7, &mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_frame_in_pieces_is_taken_when_it_is_whole_and_leaves_no_buffer() {
+        let bytes = ping();
+        let mut link = link(&bytes[..5]);
+        let mut scratch = [0; 64];
+        assert_eq!(link.read(&mut scratch), (ReadState::Drained, 5));
+        assert!(link.next_frame().unwrap().is_none());
+        link.stream.incoming.extend(&bytes[5..]);
+        assert_eq!(link.read(&mut scratch).0, ReadState::Drained);
+        assert_eq!(link.next_frame().unwrap().unwrap().0.request, 7);
+        assert!(link.next_frame().unwrap().is_none());
+        assert_eq!(link.buffered_bytes(), 0);
+    }
+
+    #[test]
+    fn what_came_before_the_end_is_read_to_the_end() {
+        let mut link = link(&ping());
+        link.stream.ended = true;
+        link.ended = true;
+        assert_eq!(link.read(&mut [0; 64]), (ReadState::Closed, 16));
+        assert!(link.next_frame().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_stranger_is_read_no_further_than_its_allowance() {
+        let mut link = link(&vec![0; 1 << 20]);
+        let mut scratch = vec![0; 256 << 10];
+        assert_eq!(link.read(&mut scratch), (ReadState::More, STRANGER_BUDGET_BYTES));
+        link.set_authenticated();
+        link.stream.incoming.extend(&vec![0; 1 << 20]);
+        assert_eq!(link.read(&mut scratch), (ReadState::More, READ_BUDGET_BYTES));
+    }
+
+    #[test]
+    fn output_goes_out_in_order_as_the_peer_takes_it() {
+        let mut link = link(&[]);
+        for part in [&b"one "[..], b"two ", b"three"] {
+            assert!(link.queue(BytesMut::from(part)));
+        }
+        link.stream.room = 6;
+        assert!(!link.write().unwrap());
+        assert!(link.blocked);
+        link.stream.room = 100;
+        assert!(link.write().unwrap());
+        assert!(!link.blocked);
+        assert_eq!(link.stream.written, b"one two three");
+        assert_eq!((link.out_bytes, link.buffered_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_peer_that_takes_nothing_reaches_a_bound() {
+        let mut link = link(&[]);
+        let part = BytesMut::zeroed(OUTPUT_BYTES_MAX / 4);
+        let taken = (0..5).map(|_| link.queue(part.clone())).collect::<Vec<_>>();
+        assert_eq!(taken, [true, true, true, true, false]);
     }
 }

@@ -10,7 +10,11 @@ const BUCKETS: [f64; 10] = [0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0
 
 /// Log lines go to standard error: text, or JSON with `SWARMMQ_LOG_FORMAT=json`; `SWARMMQ_LOG` filters them.
 pub(crate) fn init() {
-    let filter = EnvFilter::try_from_env("SWARMMQ_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let wish = std::env::var("SWARMMQ_LOG").unwrap_or_else(|_| "info".to_owned());
+    let (filter, misread) = match EnvFilter::try_new(&wish) {
+        Ok(filter) => (filter, None),
+        Err(error) => (EnvFilter::new("info"), Some(error)),
+    };
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     let json = std::env::var("SWARMMQ_LOG_FORMAT").is_ok_and(|format| format == "json");
@@ -18,6 +22,9 @@ pub(crate) fn init() {
     if let Err(error) = result {
         // A test or an embedding program was first; its lines go where it wants them.
         tracing::debug!(%error, "log output is already set up");
+    }
+    if let Some(error) = misread {
+        tracing::warn!(%error, "SWARMMQ_LOG is no filter; using info");
     }
 }
 
@@ -57,7 +64,8 @@ pub(crate) fn exposition(report: &Report, timings: &Timings) -> String {
         }
         match &metric.label {
             Some((name, value)) => {
-                push(&mut text, format_args!("{}{{{name}=\"{value}\"}} {}\n", metric.name, metric.value))
+                let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+                push(&mut text, format_args!("{}{{{name}=\"{value}\"}} {}\n", metric.name, metric.value));
             }
             None => push(&mut text, format_args!("{} {}\n", metric.name, metric.value)),
         }
@@ -99,4 +107,46 @@ pub(crate) fn exposition(report: &Report, timings: &Timings) -> String {
 
 fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
     text.write_fmt(line).expect("a String takes everything");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use swarmmq_engine::node::Metric;
+
+    fn metric(label: Option<&str>, value: f64) -> Metric {
+        Metric {
+            name: "swarmmq_things_total",
+            help: "Things.",
+            kind: MetricKind::Counter,
+            label: label.map(|label| ("code", label.to_owned())),
+            value,
+        }
+    }
+
+    #[test]
+    fn numbers_of_one_name_share_their_explanation_and_labels_are_escaped() {
+        let metrics = vec![metric(Some("a"), 1.0), metric(Some("b\"\\\n"), 2.5)];
+        let text = exposition(&Report { ready: true, reason: String::new(), metrics }, &Timings::default());
+        let expected = "# HELP swarmmq_things_total Things.\n# TYPE swarmmq_things_total counter\n\
+                        swarmmq_things_total{code=\"a\"} 1\nswarmmq_things_total{code=\"b\\\"\\\\\\n\"} 2.5\n";
+        assert!(text.starts_with(expected), "{text}");
+    }
+
+    #[test]
+    fn the_sync_histogram_is_cumulative() {
+        let mut timings = Timings::default();
+        [50, 150, 150, 9_000_000].into_iter().for_each(|us| timings.synced(Duration::from_micros(us)));
+        let report = Report { ready: true, reason: String::new(), metrics: Vec::new() };
+        let text = exposition(&report, &timings);
+        for line in [
+            "bucket{le=\"0.0001\"} 1",
+            "bucket{le=\"0.0002\"} 3",
+            "bucket{le=\"1\"} 3",
+            "bucket{le=\"+Inf\"} 4",
+            "count 4",
+        ] {
+            assert!(text.contains(&format!("swarmmq_log_fsync_seconds_{line}\n")), "{line} is not in {text}");
+        }
+    }
 }

@@ -4,11 +4,11 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
-    sync::{Arc, atomic::AtomicBool, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 
-use mio::{Events, Interest, Poll, Token, Waker, net::TcpListener};
+use mio::{Events, Interest, Poll, Token, Waker, event::Event, net::TcpStream};
 use swarmmq_engine::node::{ConnectionId, Effects, Input, Node, Now};
 use swarmmq_protocol::{limits::UNAUTHENTICATED_TIME_MAX, time::Instant};
 
@@ -17,107 +17,83 @@ use crate::{
     bootstrap::NodeConfig,
     clock::{self, Clock},
     disk::{Disk, DiskEvent, SegmentFiles},
-    http::{self, Shared},
+    http::Shared,
     link::{Link, ReadState},
+    listener::{CONNECTIONS_MAX, Listener, raise_file_limit},
+    shutdown::{DRAIN_TIME_MAX, Shutdown},
     telemetry::Timings,
 };
 
 const LISTENER: Token = Token(0);
 const NEWS: Token = Token(1);
 const FIRST_CONNECTION: usize = 2;
-/// Connections at a time.
-const CONNECTIONS_MAX: usize = 12_000;
 /// Pause between reports.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
-/// Time to finish what is under way after SIGTERM.
-const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
+/// Pause between looks whether the node has become ready.
+const READY_PAUSE: Duration = Duration::from_millis(20);
+/// Time for a connection that is being closed to take its last bytes.
+const LEAVE_TIME_MAX: Duration = Duration::from_secs(5);
+/// Bytes taken from all connections before the node decides: bounds memory and the wait of whoever came first.
+const BURST_BYTES_MAX: usize = 32 << 20;
 const SCRATCH_BYTES: usize = 256 << 10;
 
 /// Runs `node` until it has drained.
-pub(crate) fn run(config: &NodeConfig, node: Node, files: SegmentFiles) -> Result<(), StartError> {
+pub(crate) fn run(
+    config: &NodeConfig,
+    clock: Clock,
+    node: Node,
+    files: SegmentFiles,
+    shared: Shared,
+) -> Result<(), StartError> {
     raise_file_limit();
-    let shared = Shared::default();
-    let admin = http::serve(config.admin, shared.clone())?;
-    let listener = TcpListener::bind(config.client)
-        .map_err(|error| http::port_error("client", config.client, &error))?;
     let internal = |error: io::Error| {
         StartError::local(format!("cannot start: {error}"), "check the limits of the process")
     };
     let poll = Poll::new().map_err(internal)?;
     let waker = Arc::new(Waker::new(poll.registry(), NEWS).map_err(internal)?);
-    let stop = Arc::new(AtomicBool::new(false));
-    watch_signals(&stop, &waker).map_err(internal)?;
+    let listener = Listener::bind(config.client, poll.registry(), LISTENER)?;
+    let shutdown = Shutdown::watch(Arc::clone(&waker)).map_err(internal)?;
     let disk = Disk::start(files, waker).map_err(internal)?;
-    let clock = Clock::start();
-    let now = clock.now();
     let mut worker = Worker {
         poll,
-        listener,
+        listener: Some(listener),
         disk,
         node,
         links: BTreeMap::new(),
         next_connection: FIRST_CONNECTION,
         strangers: VecDeque::new(),
-        unread: Vec::new(),
+        leaving: VecDeque::new(),
+        unread: VecDeque::new(),
         scratch: vec![0; SCRATCH_BYTES],
         clock,
-        stop,
+        shutdown,
         drain_until: None,
         shared,
         next_report: Instant(0),
         timings: Timings::default(),
         was_ready: false,
     };
-    let listener = &mut worker.listener;
-    worker.poll.registry().register(listener, LISTENER, Interest::READABLE).map_err(internal)?;
     tracing::info!(client = %config.client, admin = %config.admin, node = config.node.0, "listening");
-    worker.step(now);
-    let result = worker.run();
-    drop(worker);
-    admin.stop();
-    result
-}
-
-fn raise_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
-    {
-        tracing::warn!(%error, "the limit of open files stays where it is");
-    }
-}
-
-/// SIGTERM and SIGINT mean: drain.
-fn watch_signals(stop: &Arc<AtomicBool>, waker: &Arc<Waker>) -> io::Result<()> {
-    let mut signals =
-        signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?;
-    let (stop, waker) = (Arc::clone(stop), Arc::clone(waker));
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        for signal in signals.forever() {
-            tracing::info!(signal, "asked to stop");
-            stop.store(true, Ordering::SeqCst);
-            if let Err(error) = waker.wake() {
-                tracing::error!(%error, "the worker cannot be woken");
-            }
-        }
-    })?;
-    Ok(())
+    worker.run()
 }
 
 struct Worker {
     poll: Poll,
-    listener: TcpListener,
+    /// Gone when draining: whoever tries then is refused at once and goes elsewhere.
+    listener: Option<Listener>,
     disk: Disk,
     node: Node,
-    links: BTreeMap<usize, Link>,
+    links: BTreeMap<usize, Link<TcpStream>>,
     next_connection: usize,
     /// Connections that have not authenticated, oldest first.
     strangers: VecDeque<(Instant, usize)>,
-    /// Links whose reading was cut short by the budget.
-    unread: Vec<(usize, bool)>,
+    /// Connections that are closing and have not taken their last bytes, oldest first.
+    leaving: VecDeque<(Instant, usize)>,
+    /// Links with bytes left to read, for want of budget.
+    unread: VecDeque<usize>,
     scratch: Vec<u8>,
     clock: Clock,
-    stop: Arc<AtomicBool>,
+    shutdown: Shutdown,
     drain_until: Option<Instant>,
     shared: Shared,
     next_report: Instant,
@@ -128,9 +104,10 @@ struct Worker {
 impl Worker {
     fn run(&mut self) -> Result<(), StartError> {
         let mut events = Events::with_capacity(1024);
-        loop {
-            let now = self.clock.now();
-            if let Err(error) = self.poll.poll(&mut events, Some(self.timeout(now)))
+        let mut drained = self.step(self.clock.now());
+        while !self.is_done(drained) {
+            let timeout = self.timeout(self.clock.now());
+            if let Err(error) = self.poll.poll(&mut events, Some(timeout))
                 && error.kind() != io::ErrorKind::Interrupted
             {
                 return Err(StartError::local(
@@ -139,106 +116,122 @@ impl Worker {
                 ));
             }
             let now = self.clock.now();
+            // Room for what comes: the disk's news first, then those who waited, then those who just came.
+            self.hear_disk(now);
+            self.begin_drain(now);
+            let mut budget = BURST_BYTES_MAX;
+            for _ in 0..self.unread.len() {
+                let Some(connection) = self.unread.pop_front() else { break };
+                if let Some(link) = self.links.get_mut(&connection) {
+                    link.unread = false;
+                    self.read(now, connection, &mut budget);
+                }
+            }
             for event in &events {
                 match event.token() {
                     LISTENER => self.accept(now),
                     NEWS => {}
-                    Token(connection) => {
-                        if event.is_writable() {
-                            self.write(connection);
-                        }
-                        let ended = event.is_read_closed() || event.is_error();
-                        if event.is_readable() || ended {
-                            self.read(now, connection, ended);
-                        }
-                    }
+                    Token(connection) => self.serve(now, connection, event, &mut budget),
                 }
             }
-            for (connection, ended) in std::mem::take(&mut self.unread) {
-                self.read(now, connection, ended);
+            if self.listener.as_ref().and_then(Listener::retry_at).is_some_and(|at| at <= now.monotonic) {
+                self.accept(now);
             }
-            self.hear_disk(now);
-            if self.stop.load(Ordering::SeqCst) && self.drain_until.is_none() {
-                self.drain_until = Some(now.monotonic + DRAIN_TIME_MAX);
-                self.node.handle(now, Input::Drain);
-            }
-            self.send_strangers_away(now);
-            let drained = self.step(now);
+            self.send_away(now);
+            drained = self.step(now);
             self.report(now);
-            let late = self.drain_until.is_some_and(|until| now.monotonic >= until);
-            if self.drain_until.is_some()
-                && (drained && self.links.values().all(|link| !link.blocked) || late)
-            {
-                tracing::info!(drained, "stopped");
-                return Ok(());
-            }
         }
+        tracing::info!(drained, "stopped");
+        Ok(())
+    }
+
+    fn is_done(&self, drained: bool) -> bool {
+        let Some(until) = self.drain_until else { return false };
+        let quiet = drained && self.links.values().all(|link| !link.blocked);
+        quiet || self.clock.now().monotonic >= until
     }
 
     fn timeout(&self, now: Now) -> Duration {
         if !self.unread.is_empty() {
             return Duration::ZERO;
         }
-        let stranger = self.strangers.front().map(|(at, _)| *at);
-        let wake = [self.node.next_wake(), Some(self.next_report), stranger, self.drain_until];
-        wake.into_iter().flatten().min().map_or(REPORT_PAUSE, |at| {
-            // The kernel counts in milliseconds: a little late is cheaper than spinning.
-            at.since(now.monotonic)
-        })
+        let wake = [
+            self.node.next_wake(),
+            Some(self.next_report),
+            self.strangers.front().map(|(at, _)| *at),
+            self.leaving.front().map(|(at, _)| *at),
+            self.listener.as_ref().and_then(Listener::retry_at),
+            self.drain_until,
+        ];
+        wake.into_iter().flatten().min().map_or(REPORT_PAUSE, |at| at.since(now.monotonic))
+    }
+
+    fn begin_drain(&mut self, now: Now) {
+        if !self.shutdown.is_asked() || self.drain_until.is_some() {
+            return;
+        }
+        self.drain_until = Some(now.monotonic + DRAIN_TIME_MAX);
+        self.listener = None;
+        self.node.handle(now, Input::Drain);
+        self.next_report = now.monotonic;
     }
 
     fn accept(&mut self, now: Now) {
-        loop {
-            match self.listener.accept() {
-                Ok((mut stream, _)) => {
-                    if self.links.len() >= CONNECTIONS_MAX {
-                        self.timings.connections_shed += 1;
-                        continue;
-                    }
-                    let connection = self.next_connection;
-                    self.next_connection += 1;
-                    let ready = stream.set_nodelay(true).and_then(|()| {
-                        self.poll.registry().register(&mut stream, Token(connection), Interest::READABLE)
-                    });
-                    if let Err(error) = ready {
-                        tracing::warn!(%error, "a connection could not be set up");
-                        continue;
-                    }
-                    self.links.insert(connection, Link::new(stream));
-                    self.strangers.push_back((now.monotonic + UNAUTHENTICATED_TIME_MAX, connection));
-                    let id = ConnectionId(connection as u64);
-                    self.node.handle(now, Input::Connected { connection: id, nonce: clock::random() });
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    // Out of descriptors, or a peer that gave up: existing connections go on.
-                    tracing::warn!(%error, "accepting failed");
-                    return;
-                }
+        while let Some(mut stream) = self.listener.as_mut().and_then(|door| door.accept(now.monotonic)) {
+            if self.links.len() >= CONNECTIONS_MAX {
+                self.timings.connections_shed += 1;
+                continue;
             }
+            let connection = self.next_connection;
+            self.next_connection += 1;
+            let ready = stream.set_nodelay(true).and_then(|()| {
+                self.poll.registry().register(&mut stream, Token(connection), Interest::READABLE)
+            });
+            if let Err(error) = ready {
+                tracing::warn!(%error, "a connection could not be set up");
+                continue;
+            }
+            self.links.insert(connection, Link::new(stream));
+            self.strangers.push_back((now.monotonic + UNAUTHENTICATED_TIME_MAX, connection));
+            let id = ConnectionId(connection as u64);
+            self.node.handle(now, Input::Connected { connection: id, nonce: clock::random() });
         }
     }
 
-    /// `ended`: the peer will send no more, so reading goes on to the end of what came.
-    fn read(&mut self, now: Now, connection: usize, ended: bool) {
+    fn serve(&mut self, now: Now, connection: usize, event: &Event, budget: &mut usize) {
+        if event.is_writable() {
+            self.write(now, connection);
+        }
+        let Some(link) = self.links.get_mut(&connection) else { return };
+        link.ended |= event.is_read_closed() || event.is_error();
+        if event.is_readable() || link.ended {
+            self.read(now, connection, budget);
+        }
+    }
+
+    fn read(&mut self, now: Now, connection: usize, budget: &mut usize) {
         let Some(link) = self.links.get_mut(&connection) else { return };
         if link.closing {
+            // Nothing is taken any more; a peer that is gone need not be waited for.
+            if link.ended {
+                self.close(now, connection);
+            }
             return;
         }
+        let (state, taken) = if *budget > 0 { link.read(&mut self.scratch) } else { (ReadState::More, 0) };
+        *budget = budget.saturating_sub(taken);
         let id = ConnectionId(connection as u64);
-        let state = link.read(&mut self.scratch, ended);
         loop {
-            let Some(link) = self.links.get_mut(&connection) else { return };
             match link.next_frame() {
                 Ok(Some((header, body))) => {
                     self.node.handle(now, Input::Frame { connection: id, header, body });
-                    if self.node.is_authenticated(id) {
+                    if !link.is_authenticated() && self.node.is_authenticated(id) {
                         link.set_authenticated();
                     }
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    link.closing = true;
+                    link.begin_closing();
                     self.node.handle(now, Input::Malformed { connection: id, error });
                     return;
                 }
@@ -246,7 +239,11 @@ impl Worker {
         }
         match state {
             ReadState::Drained => {}
-            ReadState::More => self.unread.push((connection, ended)),
+            ReadState::More if link.unread => {}
+            ReadState::More => {
+                link.unread = true;
+                self.unread.push_back(connection);
+            }
             ReadState::Closed => self.close(now, connection),
         }
     }
@@ -268,6 +265,7 @@ impl Worker {
                 }
                 DiskEvent::Failed(what) => {
                     tracing::error!(what, "the log stopped: nothing is acknowledged any more");
+                    self.next_report = now.monotonic;
                     Input::DiskFailed { what }
                 }
                 DiskEvent::Read { ticket, result } => Input::Read { ticket, result },
@@ -277,22 +275,40 @@ impl Worker {
         }
     }
 
-    /// Whoever has not authenticated in time is closed without a word.
-    fn send_strangers_away(&mut self, now: Now) {
+    /// Whoever has not authenticated in time, or does not take its last bytes, is closed without a word.
+    fn send_away(&mut self, now: Now) {
         while let Some((at, connection)) = self.strangers.front().copied()
             && at <= now.monotonic
         {
             self.strangers.pop_front();
-            if !self.node.is_authenticated(ConnectionId(connection as u64)) {
+            if self.links.get(&connection).is_some_and(|link| !link.is_authenticated()) {
                 self.close(now, connection);
             }
+        }
+        while let Some((at, connection)) = self.leaving.front().copied()
+            && at <= now.monotonic
+        {
+            self.leaving.pop_front();
+            self.close(now, connection);
         }
     }
 
     /// Lets the node decide and carries out what it wants. Returns whether it has drained.
     fn step(&mut self, now: Now) -> bool {
-        let mut effects = Effects::default();
-        self.node.flush(now, &mut effects);
+        loop {
+            let mut effects = Effects::default();
+            self.node.flush(now, &mut effects);
+            let links = self.links.len();
+            let drained = self.carry_out(now, effects);
+            // A connection that broke while it was written gives its leases back: the node decides on that at once.
+            // Each round has one connection less.
+            if self.links.len() == links {
+                return drained;
+            }
+        }
+    }
+
+    fn carry_out(&mut self, now: Now, effects: Effects) -> bool {
         if let Some(append) = effects.append {
             self.disk.append(append);
         }
@@ -304,60 +320,63 @@ impl Worker {
             if !link.queue(bytes) {
                 tracing::warn!(connection, "a client takes nothing and its output is full: closed");
                 self.close(now, connection);
-                continue;
-            }
-            if !link.blocked {
-                self.write(connection);
+            } else if !link.blocked {
+                self.write(now, connection);
             }
         }
         for id in effects.closes {
             let connection = id.0 as usize;
-            if let Some(link) = self.links.get_mut(&connection) {
-                link.closing = true;
-                if !link.blocked {
-                    self.close(now, connection);
-                }
+            let Some(link) = self.links.get_mut(&connection) else { continue };
+            link.begin_closing();
+            if link.blocked && !link.ended {
+                self.leaving.push_back((now.monotonic + LEAVE_TIME_MAX, connection));
+            } else {
+                self.close(now, connection);
             }
         }
         effects.drained
     }
 
-    fn write(&mut self, connection: usize) {
+    fn write(&mut self, now: Now, connection: usize) {
         let Some(link) = self.links.get_mut(&connection) else { return };
         let was_blocked = link.blocked;
-        let result = link.write();
-        let blocked = link.blocked;
-        let closing = link.closing;
-        match result {
+        match link.write() {
             Ok(done) => {
-                if blocked != was_blocked {
-                    let interest =
-                        if blocked { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
-                    if let Err(error) =
-                        self.poll.registry().reregister(&mut link.stream, Token(connection), interest)
-                    {
+                if link.blocked != was_blocked {
+                    let interest = if link.blocked {
+                        Interest::READABLE | Interest::WRITABLE
+                    } else {
+                        Interest::READABLE
+                    };
+                    let registry = self.poll.registry();
+                    if let Err(error) = registry.reregister(&mut link.stream, Token(connection), interest) {
                         tracing::warn!(%error, "a connection cannot be watched");
                     }
                 }
-                if done && closing {
-                    self.close(self.clock.now(), connection);
+                if done && link.closing {
+                    self.close(now, connection);
                 }
             }
-            Err(_) => self.close(self.clock.now(), connection),
+            Err(error) => {
+                tracing::debug!(connection, %error, "a connection broke");
+                self.close(now, connection);
+            }
         }
     }
 
+    /// Once a second, and as soon as readiness may have changed. A report is not free, so a node that was ready is only
+    /// asked out of turn after what makes it unready: a failed disk, a drain.
     fn report(&mut self, now: Now) {
-        let due = now.monotonic >= self.next_report;
-        if !due && self.was_ready {
+        if now.monotonic < self.next_report {
             return;
         }
         let report = self.node.report();
-        if !due && report.ready == self.was_ready {
-            return;
+        if report.ready != self.was_ready {
+            tracing::info!(ready = report.ready, reason = report.reason, "readiness changed");
         }
         self.was_ready = report.ready;
-        self.next_report = now.monotonic + REPORT_PAUSE;
+        let unsettled = !report.ready && self.drain_until.is_none();
+        self.next_report = now.monotonic + if unsettled { READY_PAUSE } else { REPORT_PAUSE };
         self.shared.publish(&report, &self.timings);
     }
 }

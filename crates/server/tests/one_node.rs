@@ -46,7 +46,10 @@ fn start() -> Node {
         ),
     );
     swarmmq_server::init(&config).unwrap();
-    std::thread::Builder::new().name("node".into()).spawn(move || swarmmq_server::run(&config).unwrap()).unwrap();
+    std::thread::Builder::new()
+        .name("node".into())
+        .spawn(move || swarmmq_server::run(&config).unwrap())
+        .unwrap();
     Node { _directory: directory, keyring, client }
 }
 
