@@ -1,1 +1,194 @@
-fn main() {}
+//! `swarmmq`: the one executable. Reads the command line and hands it to the file named after the subcommand.
+
+mod acks;
+mod address;
+mod bench;
+mod demo;
+mod dev;
+mod discover;
+mod group;
+mod keys;
+mod measure;
+mod node;
+mod output;
+mod parse;
+mod ports;
+mod recv;
+mod send;
+mod signals;
+mod status;
+
+use std::{future::Future, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand, error::ErrorKind};
+
+use self::{
+    discover::Target,
+    output::{Failure, Outcomes},
+};
+
+/// A message queue that delivers every acknowledged message exactly once, sealed from end to end.
+///
+/// Exit codes: 0 ok, 1 definitely not done or a bad verdict, 2 usage or configuration, 3 unreachable, 4 refused,
+/// 5 outcome unknown, 6 limit or full disk, 7 local data or port, 8 timeout, 10 degraded, 11 critical, 130 interrupted.
+#[derive(Debug, Parser)]
+#[command(name = "swarmmq", version, max_term_width = 110)]
+struct Cli {
+    /// Print JSON, one compact object per line, the result last
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(flatten)]
+    target: Target,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A local cluster, traffic and faults, and a verdict
+    Demo,
+    /// A local cluster of real processes
+    #[command(subcommand)]
+    Dev(dev::DevCommand),
+    /// Send messages
+    Send(send::SendArgs),
+    /// Receive messages
+    Recv(recv::RecvArgs),
+    /// What exists
+    #[command(subcommand)]
+    Address(address::AddressCommand),
+    /// Who consumes, and how far behind
+    #[command(subcommand)]
+    Group(group::GroupCommand),
+    /// Nodes, shards, leaders, health
+    Status,
+    /// Load, with a check for loss, duplicates and order
+    #[command(subcommand)]
+    Bench(BenchCommand),
+    /// Keyrings
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Make a cluster: once, on one node
+    Init {
+        /// The node.toml
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Run one node in the foreground; SIGTERM drains and stops it
+    Node {
+        /// The node.toml
+        #[arg(long)]
+        config: PathBuf,
+        /// Leave the process session of whoever started it
+        #[arg(long, hide = true)]
+        own_session: bool,
+    },
+    #[command(hide = true)]
+    DemoProducer(demo::worker::ProducerArgs),
+    #[command(hide = true)]
+    DemoConsumer(demo::worker::ConsumerArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum BenchCommand {
+    /// From producers through the cluster to consumers
+    E2e(bench::E2eArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum KeysCommand {
+    /// Write client.keyring and node.keyring; never overwrites
+    Generate {
+        /// Into this directory
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match run(&cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => failure.report(cli.json),
+    }
+}
+
+/// Help is no failure; everything else is told in the form that was asked for.
+fn usage(error: &clap::Error) -> ExitCode {
+    let help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    if !help && std::env::args_os().any(|argument| argument == "--json") {
+        let text = error.render().to_string();
+        let message = text.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
+        return Failure::usage(message.trim(), "see `swarmmq --help`").report(true);
+    }
+    // A closed terminal has nobody to tell it to.
+    let _closed = error.print().is_err();
+    ExitCode::from(if help { 0 } else { 2 })
+}
+
+fn run(cli: &Cli) -> Outcomes<u8> {
+    let (target, json) = (&cli.target, cli.json);
+    match &cli.command {
+        Command::Demo => demo::run(json),
+        Command::Dev(command) => dev::run(command, json),
+        Command::Send(args) => wait(send::run(args, target, json)),
+        Command::Recv(args) => wait(recv::run(args, target, json)),
+        Command::Address(command) => wait(address::run(command, target, json)),
+        Command::Group(command) => wait(group::run(command, target, json)),
+        Command::Status => wait(status::run(target, json)),
+        Command::Bench(BenchCommand::E2e(args)) => bench::run(args, target, json),
+        Command::Keys(KeysCommand::Generate { out }) => keys::run(out, json),
+        Command::Init { config } => node::init(config, json),
+        Command::Node { config, own_session } => node::run(config, *own_session),
+        Command::DemoProducer(args) => wait(demo::worker::produce(args, target)),
+        Command::DemoConsumer(args) => wait(demo::worker::consume(args, target)),
+    }
+}
+
+/// Runs a command that waits for the network.
+fn wait<T>(command: impl Future<Output = Outcomes<T>>) -> Outcomes<T> {
+    runtime()?.block_on(command)
+}
+
+/// A runtime on this thread.
+fn runtime() -> Outcomes<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::local(format!("cannot start: {error}"), "check the limits of the process"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_may_stand_before_and_after_the_subcommand() {
+        for line in [
+            "swarmmq --json recv a -n 3 --from -1h --timeout 2s",
+            "swarmmq recv a --json -n 3 --from -1h --timeout 2s --servers a:1",
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert!(cli.json && matches!(cli.command, Command::Recv(_)), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_a_usage_error() {
+        for line in
+            ["swarmmq", "swarmmq recv", "swarmmq recv a --peek --group g", "swarmmq send a b --order fifo"]
+        {
+            assert_eq!(Cli::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! `keys generate`: a keyring for clients and an admission key for nodes, never overwriting.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{ErrorKind, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use serde_json::json;
+use swarmmq_seal::ClientKeyring;
+
+use crate::{
+    output::{Failure, Outcomes, print, say},
+    parse,
+};
+
+/// Writes `client.keyring` and `node.keyring` into `directory`.
+pub(crate) fn generate(directory: &Path) -> Outcomes<()> {
+    let mut random = |bytes: &mut [u8]| {
+        aws_lc_rs::rand::fill(bytes).expect("the operating system gives random bytes");
+    };
+    let keyring = ClientKeyring::generate(parse::now(), &mut random)
+        .map_err(|error| Failure::local(error.to_string(), "try again"))?;
+    fs::create_dir_all(directory).map_err(|error| {
+        Failure::local(
+            format!("cannot make {}: {error}", directory.display()),
+            "check the path and its permissions",
+        )
+    })?;
+    for name in ["client.keyring", "node.keyring"] {
+        let path = directory.join(name);
+        if path.exists() {
+            return Err(Failure::local(
+                format!("{} exists", path.display()),
+                "keyrings are never overwritten: choose another --out",
+            ));
+        }
+    }
+    write(&directory.join("client.keyring"), keyring.to_text().as_bytes())?;
+    write(&directory.join("node.keyring"), keyring.to_node_text().as_bytes())
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Outcomes<()> {
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+    written.map_err(|error| {
+        let hint = match error.kind() {
+            ErrorKind::AlreadyExists => "keyrings are never overwritten: choose another --out",
+            _ => "check the directory and its disk",
+        };
+        Failure::local(format!("cannot write {}: {error}", path.display()), hint)
+    })
+}
+
+/// The command.
+pub(crate) fn run(directory: &Path, as_json: bool) -> Outcomes<u8> {
+    generate(directory)?;
+    let (client, node) = (directory.join("client.keyring"), directory.join("node.keyring"));
+    if as_json {
+        print(&json!({"client": client, "node": node}));
+    } else {
+        say(format!("{}: for producers and consumers; whoever has it can read and write", client.display()));
+        say(format!("{}: for nodes; it opens no message", node.display()));
+    }
+    Ok(0)
+}
