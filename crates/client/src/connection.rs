@@ -12,17 +12,14 @@ use swarmmq_seal::ClientKeyring;
 use tokio::{
     io::Interest,
     net::TcpStream,
-    sync::oneshot,
     time::{Instant, timeout_at},
 };
 
 use crate::Error;
 
-/// Where an answer goes.
-pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
-
+/// Time for one attempt, from the first packet to the proof of both ends.
+pub(crate) const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 const READ_BYTES: usize = 128 << 10;
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Why a connection attempt failed.
 #[derive(Debug)]
@@ -43,24 +40,37 @@ impl From<io::Error> for ConnectError {
 pub(crate) struct Connection {
     stream: TcpStream,
     reader: FrameReader,
+    /// What waits to be written. Bounded by what makes it: windows, credit, and questions that somebody awaits.
     pub(crate) out: BytesMut,
     scratch: Vec<u8>,
+    heard_at: Instant,
+    /// When the peer was asked whether it is there; `None`: something was heard since.
+    asked_at: Option<Instant>,
 }
 
 impl Connection {
-    /// Connects and proves both ends.
+    /// Connects and proves both ends, at the latest at `deadline`.
     pub(crate) async fn open(
-        server: &str,
-        keyring: &ClientKeyring,
-        principal: &str,
+        server: String,
+        keyring: ClientKeyring,
+        principal: String,
+        deadline: Instant,
     ) -> Result<(Self, ClientReady), ConnectError> {
-        let deadline = Instant::now() + CONNECT_TIME_MAX;
         let late = |_| ConnectError::Io(format!("{server} does not answer"));
-        let stream = timeout_at(deadline, TcpStream::connect(server)).await.map_err(late)??;
+        let failed = |error: io::Error| ConnectError::Io(format!("{server}: {error}"));
+        let stream =
+            timeout_at(deadline, TcpStream::connect(&server)).await.map_err(late)?.map_err(failed)?;
         stream.set_nodelay(true)?;
-        let mut connection =
-            Self { stream, reader: FrameReader::new(), out: BytesMut::new(), scratch: vec![0; READ_BYTES] };
-        let ready = timeout_at(deadline, connection.handshake(keyring, principal)).await.map_err(late)??;
+        let mut connection = Self {
+            stream,
+            reader: FrameReader::new(),
+            out: BytesMut::new(),
+            scratch: vec![0; READ_BYTES],
+            heard_at: Instant::now(),
+            asked_at: None,
+        };
+        let ready =
+            timeout_at(deadline, connection.handshake(&keyring, &principal)).await.map_err(late)??;
         Ok((connection, ready))
     }
 
@@ -102,12 +112,29 @@ impl Connection {
         self.stream.ready(interest).await.map(|_| ())
     }
 
+    /// When something was last heard, or the peer last asked whether it is there.
+    pub(crate) fn checked_at(&self) -> Instant {
+        self.asked_at.unwrap_or(self.heard_at)
+    }
+
+    /// Whether the peer was asked and has said nothing since.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked_at.is_some()
+    }
+
+    /// The peer is being asked.
+    pub(crate) fn asked(&mut self) {
+        self.asked_at = Some(Instant::now());
+    }
+
     /// Reads what is there. False: the peer closed.
     pub(crate) fn read(&mut self) -> io::Result<bool> {
         loop {
             match self.stream.try_read(&mut self.scratch) {
                 Ok(0) => return Ok(false),
                 Ok(count) => {
+                    self.heard_at = Instant::now();
+                    self.asked_at = None;
                     self.reader.buffer().extend_from_slice(&self.scratch[..count]);
                     if count < self.scratch.len() {
                         return Ok(true);

@@ -1,4 +1,4 @@
-//! Receiving.
+//! Receiving: joining a group, messages with their leases, and settling them.
 
 use std::{
     future::Future,
@@ -10,7 +10,6 @@ use std::{
 use bytes::Bytes;
 use swarmmq_protocol::{
     admin::Order,
-    error::Code,
     frame::{Peek, SettleAction, StartAt},
     id::{Address, GroupName, MessageId, Offset, ShardId},
     limits::FRAME_BYTES_MAX,
@@ -18,37 +17,89 @@ use swarmmq_protocol::{
     session::consumer::DeliveryId,
     time::WallTime,
 };
-use tokio::sync::{mpsc, oneshot};
+use swarmmq_seal::OpenError;
+use tokio::sync::{
+    mpsc::{self, error::SendError as NotSent},
+    oneshot,
+};
 
-use crate::{Error, SettleError, SwarmMq, driver::Command, parse_address};
+use crate::{
+    Error, SettleError, SwarmMq,
+    driver::{Command, OUTBOX_MESSAGES, Question, Settlement, Subscription, after},
+    parse_address,
+};
 
 /// Messages looked at in one request.
 const PEEK_MESSAGES: u16 = 256;
+/// Messages taken from the outbox before the driver is told that there is room again. At half, so that neither waits for
+/// the other while messages flow.
+const TAKEN_MESSAGES: usize = OUTBOX_MESSAGES / 2;
+
+/// What becomes of a message that cannot be opened, after the program was told of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unopened {
+    /// It counts as a failed attempt: it comes again after the usual back-off, perhaps to a consumer with the right key,
+    /// and becomes a dead letter after the usual number of attempts (1 s doubling to 60 s, 10 attempts).
+    #[default]
+    Retry,
+    /// It becomes a dead letter at once.
+    DeadLetter,
+}
 
 /// How a consumer joins a group.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubscribeOptions {
-    /// Which group; made if it is not there.
+    /// Which group, by default `default`; made if it is not there. Consumers of one group share the messages of an address,
+    /// every group gets all of them.
     pub group: String,
-    /// Where a new group begins; for a group that exists it must be `None`.
+    /// Where a new group begins; for a group that exists it must be `None`. By default the first group of an address
+    /// begins at its oldest message, later ones at the end.
     pub start: Option<StartAt>,
-    /// Messages held at a time, at most.
+    /// Messages held at a time, at most: delivered and not settled. By default 256.
     pub credit_messages: u32,
-    /// Their sealed bytes.
+    /// Their sealed bytes; the last message may go beyond. By default 8 MiB.
     pub credit_bytes: u64,
+    /// Time for joining, and for every settlement, by default 30 s.
+    pub deadline: Duration,
+    /// What becomes of messages that cannot be opened.
+    pub unopened: Unopened,
 }
 
 impl Default for SubscribeOptions {
     fn default() -> Self {
-        Self { group: "default".into(), start: None, credit_messages: 256, credit_bytes: 8 << 20 }
+        Self {
+            group: "default".into(),
+            start: None,
+            credit_messages: 256,
+            credit_bytes: 8 << 20,
+            deadline: Duration::from_secs(30),
+            unopened: Unopened::default(),
+        }
     }
 }
 
-/// One consumer of a group.
+/// What the driver hands to the program.
+pub(crate) enum Handed {
+    Message(Received),
+    Unopened { id: MessageId, delivery: DeliveryId, error: OpenError },
+}
+
+/// One consumer of a group, made with [`SwarmMq::subscribe`].
+///
+/// Messages that it holds are kept for it: their leases are extended in the background, for at most 10 minutes from
+/// their delivery. After a broken connection it re-claims what it holds, so that nothing is handed out twice.
+///
+/// **Dropped**, it leaves its group in the background: what was not settled is given back at once and does not count as
+/// an attempt that failed. [`Consumer::close`] waits for that.
+#[derive(Debug)]
 pub struct Consumer {
     commands: mpsc::UnboundedSender<Command>,
     number: u64,
-    inbox: mpsc::UnboundedReceiver<Result<Received, Error>>,
+    /// Bounded by [`OUTBOX_MESSAGES`]; what else was delivered waits in the session, bounded by the credit.
+    inbox: mpsc::Receiver<Handed>,
+    end: oneshot::Receiver<Error>,
+    taken: usize,
+    unopened: Unopened,
 }
 
 impl Consumer {
@@ -61,34 +112,72 @@ impl Consumer {
         let group = GroupName::parse(&options.group)
             .map_err(|error| Error::Name { given: options.group.clone(), error })?;
         let number = u64::from_be_bytes(crate::random());
-        let (outbox, inbox) = mpsc::unbounded_channel();
+        let (outbox, inbox) = mpsc::channel(OUTBOX_MESSAGES);
+        let (why, end) = oneshot::channel();
         let (reply, joined) = oneshot::channel();
-        commands
-            .send(Command::OpenConsumer { number, address, group, options, outbox, reply })
-            .map_err(|_| Error::Closed)?;
-        let consumer = Self { commands, number, inbox };
-        match tokio::time::timeout(Duration::from_secs(30), joined).await {
-            Ok(Ok(result)) => result.map(|()| consumer),
-            Ok(Err(_)) => Err(Error::Closed),
-            Err(_) => Err(Error::Failed { code: Code::Deadline, message: "no answer in 30 s".into() }),
+        let until = after(options.deadline);
+        let unopened = options.unopened;
+        let subscription =
+            Subscription { number, address, group, options, until, outbox, end: why, joined: reply };
+        commands.send(Command::OpenConsumer(Box::new(subscription))).map_err(|_| Error::Closed)?;
+        // Made before waiting: if this future is dropped, so is the consumer, which then leaves.
+        let consumer = Self { commands, number, inbox, end, taken: 0, unopened };
+        joined.await.unwrap_or(Err(Error::Closed)).map(|()| consumer)
+    }
+
+    /// The next message, opened. `None`: the consumer has ended, because the client was closed.
+    ///
+    /// * Waits without a deadline: there may be nothing to receive for long. A node that is gone is noticed and another
+    ///   connection made meanwhile.
+    /// * [`Error::Open`]: a message cannot be opened. [`SubscribeOptions::unopened`] says what becomes of it; the consumer
+    ///   goes on with the next one.
+    /// * [`Error::Failed`]: the cluster ended the subscription, for instance because the group was removed. `None` follows.
+    /// * Cancel safe: no message is lost if this future is dropped.
+    pub async fn next(&mut self) -> Option<Result<Received, Error>> {
+        match self.inbox.recv().await {
+            Some(handed) => Some(self.take(handed)),
+            None => self.end.try_recv().ok().map(Err),
         }
     }
 
-    /// The next message, opened. `None`: the consumer was closed. Safe to cancel.
-    pub async fn next(&mut self) -> Option<Result<Received, Error>> {
-        self.inbox.recv().await
-    }
-
-    /// The next message if it is here already.
+    /// The next message if it is here already; like [`Consumer::next`] otherwise.
     pub fn try_next(&mut self) -> Option<Result<Received, Error>> {
-        self.inbox.try_recv().ok()
+        let handed = self.inbox.try_recv().ok()?;
+        Some(self.take(handed))
     }
 
-    /// Gives back everything that was not settled, and leaves.
+    fn take(&mut self, handed: Handed) -> Result<Received, Error> {
+        self.taken += 1;
+        if self.taken == TAKEN_MESSAGES {
+            self.taken = 0;
+            // If the driver is gone, nothing more will come.
+            let _gone = self.commands.send(Command::Taken).is_err();
+        }
+        match handed {
+            Handed::Message(received) => Ok(received),
+            Handed::Unopened { id, delivery, error } => {
+                // Settled only now that the program is told: otherwise a wrong key would run through a whole backlog
+                // before anybody noticed.
+                let reason = format!("cannot be opened: {error}");
+                let action = match self.unopened {
+                    Unopened::Retry => SettleAction::Nack { delay: None },
+                    Unopened::DeadLetter => SettleAction::DeadLetter,
+                };
+                // Nobody waits for the end: if the settlement does not hold, the message comes again.
+                drop(settle(&self.commands, self.number, delivery, action, reason));
+                Err(Error::Open { id: id.to_string(), error })
+            }
+        }
+    }
+
+    /// Gives back everything that was not settled, and leaves. Settlements under way are waited for.
+    ///
+    /// Takes at most [`Options::close_timeout`](crate::Options::close_timeout); what could not be given back by then, because
+    /// the node is gone, is free when its leases run out. Cancel safety: dropped, it goes on in the background.
     pub async fn close(self) {
         let (done, closed) = oneshot::channel();
         if self.commands.send(Command::CloseConsumer { number: self.number, done: Some(done) }).is_ok() {
-            // An error means that the whole connection ended first.
+            // An error means that the whole client ended first.
             let _ended: Result<(), _> = closed.await;
         }
     }
@@ -101,12 +190,27 @@ impl Drop for Consumer {
     }
 }
 
-/// A message with its lease. Dropped without a settlement, it is held until the consumer closes or this process ends.
+/// A message with its lease, to be settled once: with [`ack`](Received::ack), [`retry_in`](Received::retry_in),
+/// [`dead_letter`](Received::dead_letter) or [`release`](Received::release).
+///
+/// Every settlement ends in one of three ways, at the latest at [`SubscribeOptions::deadline`]:
+///
+/// * `Ok`: committed on stable storage.
+/// * [`Error::LeaseLost`]: nothing was settled. The lease ran out or the consumer was closed; another consumer has or had
+///   the message.
+/// * [`Error::Unknown`]: it may be settled. While the consumer lives the settlement is repeated, and the message is not
+///   handed out again meanwhile.
+///
+/// Cancel safety: a settlement is under way when the future is made and polled once, or with
+/// [`ack_later`](Received::ack_later) when that returns; dropping the future gives up its answer and not the settlement.
+///
+/// **Dropped** without a settlement, the message stays held, until the consumer closes, this process ends, or 10 minutes
+/// have passed; then it is delivered again. It holds the client open, as every handle does.
 #[derive(Debug)]
 pub struct Received {
-    /// Its name.
+    /// Its name, the same in every delivery: what a sink remembers that must not act twice.
     pub id: MessageId,
-    /// Where it was sent.
+    /// Which address the consumer subscribed to; for a dead letter `ADDRESS.dlq`.
     pub address: String,
     /// Its key.
     pub key: Option<Bytes>,
@@ -116,11 +220,11 @@ pub struct Received {
     pub body: Bytes,
     /// Its shard.
     pub shard: ShardId,
-    /// Its place.
+    /// Its place in the shard.
     pub offset: Offset,
     /// Which delivery of it to the group; above 1 it may have been seen before.
     pub attempt: u32,
-    /// When, by the producer's clock.
+    /// When it was sealed, by the producer's clock.
     pub published_at: WallTime,
     /// Why it is a dead letter; empty if it is none.
     pub dead_reason: String,
@@ -130,42 +234,61 @@ pub struct Received {
 
 impl Received {
     fn settle(&self, action: SettleAction, reason: &str) -> PendingAck {
-        let (reply, answer) = oneshot::channel();
         let id = DeliveryId { shard: self.shard, offset: self.offset };
-        let command =
-            Command::Settle { consumer: self.consumer, id, action, reason: reason.to_owned(), reply };
-        // If the driver is gone, the dropped reply says so.
-        let _gone = self.commands.send(command).is_err();
-        PendingAck { answer }
+        settle(&self.commands, self.consumer, id, action, reason.to_owned())
     }
 
-    /// Done with it. Returns when that is committed; [`Error::LeaseLost`] if it is not ours any more.
+    /// Done with it. Returns when that is committed.
     pub async fn ack(&self) -> Result<(), SettleError> {
         self.ack_later().await
     }
 
-    /// Done with it; the handle tells when that is committed.
+    /// Done with it; the handle tells when that is committed. For programs that go on with the next message meanwhile.
     pub fn ack_later(&self) -> PendingAck {
         self.settle(SettleAction::Ack, "")
     }
 
-    /// Try again: after `delay`, or after the default back-off.
+    /// Try again: after `delay`, or with `None` after the default back-off (1 s, doubling to 60 s). Counts as a failed
+    /// attempt; after the last one it becomes a dead letter with this reason, of which the first 256 bytes are kept.
     pub async fn retry_in(&self, delay: Option<Duration>, reason: &str) -> Result<(), SettleError> {
         self.settle(SettleAction::Nack { delay }, reason).await
     }
 
-    /// Never again: it goes to the dead-letter queue with this reason.
+    /// Never again: it goes to `ADDRESS.dlq` with this reason, of which the first 256 bytes are kept.
     pub async fn dead_letter(&self, reason: &str) -> Result<(), SettleError> {
         self.settle(SettleAction::DeadLetter, reason).await
     }
 
-    /// Given back unprocessed; does not count as a failure.
+    /// Given back unprocessed: delivered again at once, perhaps to another consumer. Does not count as a failed attempt.
     pub async fn release(&self) -> Result<(), SettleError> {
         self.settle(SettleAction::Release, "").await
     }
 }
 
-/// The end of a settlement: to be awaited.
+/// Where the end of a settlement goes.
+pub(crate) type SettleReply = oneshot::Sender<Result<(), SettleError>>;
+
+fn settle(
+    commands: &mpsc::UnboundedSender<Command>,
+    consumer: u64,
+    id: DeliveryId,
+    action: SettleAction,
+    reason: String,
+) -> PendingAck {
+    let (reply, answer) = oneshot::channel();
+    let settlement = Settlement { consumer, id, action, reason, reply };
+    if let Err(NotSent(Command::Settle(settlement))) = commands.send(Command::Settle(settlement)) {
+        // The client has ended; the receiver is below, so it hears this.
+        let _unheard = settlement.reply.send(Err(Error::Closed)).is_err();
+    }
+    PendingAck { answer }
+}
+
+/// The end of a settlement: to be awaited. It resolves as [`Received`] says.
+///
+/// Cancel safe: it can be awaited by reference, and again. **Dropped**, the settlement happens all the same, and nobody
+/// learns whether it held.
+#[derive(Debug)]
 #[must_use = "a message is known to be settled only when this was awaited"]
 pub struct PendingAck {
     answer: oneshot::Receiver<Result<(), SettleError>>,
@@ -175,12 +298,12 @@ impl Future for PendingAck {
     type Output = Result<(), SettleError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.answer).poll(context).map(|result| result.unwrap_or(Err(Error::Closed)))
+        Pin::new(&mut self.answer).poll(context).map(|result| result.unwrap_or(Err(Error::cut_off())))
     }
 }
 
 /// A message that was looked at, not leased.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// Its name.
     pub id: MessageId,
@@ -194,9 +317,9 @@ pub struct Seen {
     pub body: Bytes,
     /// Its shard.
     pub shard: ShardId,
-    /// Its place.
+    /// Its place in the shard.
     pub offset: Offset,
-    /// When, by the producer's clock.
+    /// When it was sealed, by the producer's clock.
     pub published_at: WallTime,
     /// Why it is a dead letter; empty if it is none.
     pub dead_reason: String,
@@ -206,23 +329,25 @@ pub(crate) async fn peek(
     client: &SwarmMq,
     address: &str,
     start: Option<StartAt>,
+    messages_max: usize,
 ) -> Result<Vec<Seen>, Error> {
     let address = parse_address(address)?;
     let order = client.resolve(&address, false, None).await?;
     let mut seen = Vec::new();
     for shard in shards_of(&address, order, client.shard_count()) {
         let mut from_offset = Offset(0);
-        loop {
+        while seen.len() < messages_max {
+            let left = messages_max - seen.len();
             let peek = Peek {
                 address: address.clone(),
                 shard,
                 start,
                 from_offset,
-                messages_max: PEEK_MESSAGES,
+                messages_max: u16::try_from(left).unwrap_or(u16::MAX).min(PEEK_MESSAGES),
                 bytes_max: FRAME_BYTES_MAX as u32 / 4,
             };
             let (messages, next, end) =
-                client.ask(Duration::from_secs(30), |reply| Command::Peek { peek, reply }).await?;
+                client.ask(client.deadline, |reply| Question::Peek(peek, reply)).await?;
             seen.extend(messages);
             from_offset = next;
             if end {
@@ -239,5 +364,31 @@ fn shards_of(address: &Address, order: Order, shard_count: u32) -> Vec<ShardId> 
     match order {
         Order::Total => vec![mac::ring(base.as_ref().unwrap_or(address), None, shard_count)],
         Order::Key | Order::None => (0..shard_count).map(ShardId).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dead_letters_are_looked_for_where_their_address_lies() {
+        let address = Address::parse("shop.orders").unwrap();
+        let dead = address.dead_letter().unwrap();
+        let there = shards_of(&address, Order::Total, 16);
+        assert_eq!(there.len(), 1);
+        assert_eq!(shards_of(&dead, Order::Total, 16), there);
+        assert_eq!(shards_of(&address, Order::Key, 3), [ShardId(0), ShardId(1), ShardId(2)]);
+    }
+
+    #[tokio::test]
+    async fn a_settlement_after_the_client_ended_has_certainly_not_happened() {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let id = DeliveryId { shard: ShardId(0), offset: Offset(1) };
+        let under_way = settle(&commands, 1, id, SettleAction::Ack, String::new());
+        drop(inbox);
+        let late = settle(&commands, 1, id, SettleAction::Ack, String::new());
+        assert_eq!(late.await, Err(Error::Closed));
+        assert!(matches!(under_way.await, Err(Error::Unknown { .. })), "it may have been sent");
     }
 }

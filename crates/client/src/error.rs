@@ -8,7 +8,7 @@ use swarmmq_protocol::{
 };
 use swarmmq_seal::{OpenError, SealError};
 
-/// Why a call did not do what it should.
+/// Why a call did not do what it should. [`Error::outcome`] tells whether it may have happened all the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
     /// No server answered in time. Nothing changed. Blame: network, address, or the cluster is down.
@@ -18,18 +18,23 @@ pub enum Error {
         /// What the last attempt said.
         last: String,
     },
-    /// The cluster said no. Nothing changed.
+    /// The cluster said no, or the deadline passed before anything was sent that could change something. Nothing changed and
+    /// nothing will. Blame: the code tells; with `deadline` the cluster, or the way to it.
     Failed {
         /// For programs.
         code: Code,
-        /// For people.
+        /// For people; empty if the code says it all.
         message: String,
     },
-    /// It may have happened or not. Asking again is safe.
+    /// It may have happened or not: what was sent was not answered. Blame: the cluster, or the way to it.
+    ///
+    /// A settlement is repeated by itself while its consumer lives. A message sent anew is a new message: look before
+    /// sending it again, or make its receiver recognise it. Of the administrative questions, those that look or make
+    /// can be repeated safely; those that remove may remove more.
     Unknown {
         /// For programs.
         code: Code,
-        /// For people.
+        /// For people; empty if the code says it all.
         message: String,
     },
     /// A name breaks the grammar. Nothing was sent. Blame: caller.
@@ -41,16 +46,19 @@ pub enum Error {
     },
     /// The message cannot be sealed. Nothing was sent. Blame: caller.
     Seal(SealError),
-    /// A message cannot be opened: it stays in the queue. Blame: keyring, or somebody altered it.
+    /// A message cannot be opened. From [`Consumer::next`](crate::Consumer::next): it is settled as
+    /// [`SubscribeOptions::unopened`](crate::SubscribeOptions::unopened) says. From
+    /// [`SwarmMq::peek`](crate::SwarmMq::peek): nothing changed. Blame: keyring, or somebody altered it.
     Open {
-        /// Which message.
+        /// Which message, as [`MessageId`](crate::MessageId) prints.
         id: String,
         /// What is wrong with it.
         error: OpenError,
     },
-    /// The lease is not this consumer's any more: nothing was settled, another consumer has or had the message.
+    /// The lease is not this consumer's any more: nothing was settled, another consumer has or had the message. Blame:
+    /// whoever took longer than the lease lasts, or closed the consumer first.
     LeaseLost,
-    /// The handle was closed.
+    /// The client was closed, or its handle. Nothing was sent. Blame: caller.
     Closed,
 }
 
@@ -60,6 +68,11 @@ pub type SendError = Error;
 pub type SettleError = Error;
 
 impl Error {
+    /// The driver vanished with a question in its hands: only the end of the whole runtime does that.
+    pub(crate) fn cut_off() -> Self {
+        Self::Unknown { code: Code::Deadline, message: "the client ended before the answer".into() }
+    }
+
     /// Name for programs, as in the JSON output.
     pub fn code(&self) -> &'static str {
         match self {
@@ -104,9 +117,15 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable { servers, last } => write!(f, "no server of {servers} can be reached: {last}"),
+            Self::Failed { code: Code::Deadline, message } if !message.is_empty() => f.write_str(message),
             Self::Failed { code, message } if message.is_empty() => write!(f, "refused: {code}"),
             Self::Failed { message, .. } => write!(f, "refused: {message}"),
-            Self::Unknown { code, .. } => write!(f, "the outcome is unknown ({code}): it may have happened"),
+            Self::Unknown { code, message } if message.is_empty() => {
+                write!(f, "the outcome is unknown ({code}): it may have happened")
+            }
+            Self::Unknown { code, message } => {
+                write!(f, "the outcome is unknown ({code}): {message}; it may have happened")
+            }
             Self::Name { given, error } => write!(f, "{given:?} is no valid name: {error}"),
             Self::Seal(error) => write!(f, "the message cannot be sealed: {error}"),
             Self::Open { id, error } => write!(f, "message {id} cannot be opened: {error}"),
@@ -116,4 +135,63 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Name { error, .. } => Some(error),
+            Self::Seal(error) => Some(error),
+            Self::Open { error, .. } => Some(error),
+            Self::Unreachable { .. }
+            | Self::Failed { .. }
+            | Self::Unknown { .. }
+            | Self::LeaseLost
+            | Self::Closed => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(code: Code) -> Error {
+        Error::Failed { code, message: String::new() }
+    }
+
+    #[test]
+    fn only_unknown_may_have_happened() {
+        let unknown = Error::Unknown { code: Code::Deadline, message: String::new() };
+        assert_eq!(unknown.outcome(), Outcome::Unknown);
+        assert_eq!(Error::cut_off().outcome(), Outcome::Unknown);
+        for certain in [failed(Code::Deadline), Error::LeaseLost, Error::Closed] {
+            assert_eq!(certain.outcome(), Outcome::Failed, "{certain}");
+        }
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_the_commands() {
+        let unknown = Error::Unknown { code: Code::Draining, message: String::new() };
+        for (error, exit) in [
+            (unknown, 5),
+            (failed(Code::NotAllowed), 4),
+            (failed(Code::DiskFull), 6),
+            (failed(Code::Deadline), 3),
+            (failed(Code::NoSuchGroup), 1),
+            (Error::LeaseLost, 1),
+        ] {
+            assert_eq!(error.exit_code(), exit, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_message_for_people_says_what_happened_and_whether_anything_changed() {
+        let unknown = Error::Unknown { code: Code::Deadline, message: "the connection broke".into() };
+        assert_eq!(
+            unknown.to_string(),
+            "the outcome is unknown (deadline): the connection broke; it may have happened"
+        );
+        assert_eq!(failed(Code::DiskFull).to_string(), "refused: disk_full");
+        let late = Error::Failed { code: Code::Deadline, message: "nothing was sent".into() };
+        assert_eq!(late.to_string(), "nothing was sent");
+    }
+}

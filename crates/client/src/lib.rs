@@ -2,7 +2,43 @@
 //!
 //! Messages are sealed in this process and opened in the receiver's; `send` returns when a message is on stable storage,
 //! exactly once; `ack` fails visibly when the lease was lost. Connections are mended by themselves, and what was
-//! unanswered is repeated with the same bytes.
+//! unanswered is repeated with the same bytes. Every call ends: with its result, or at its deadline with an [`Error`] that
+//! says whether it may have happened.
+//!
+//! ```no_run
+//! use std::path::Path;
+//!
+//! use swarmmq_client::{ClientKeyring, Message, Options, ProducerOptions, SubscribeOptions, SwarmMq};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let keyring = ClientKeyring::load(Path::new(".swarmmq/client.keyring"))?;
+//! let client = SwarmMq::connect(Options::new(vec!["127.0.0.1:7420".into()], keyring)).await?;
+//!
+//! let producer = client.producer(ProducerOptions::default());
+//! let receipt = producer.send(Message::new("shop.orders", "two apples").key("anna")).await?;
+//! println!("stored as {}", receipt.id);
+//!
+//! let mut consumer = client.subscribe("shop.orders", SubscribeOptions::default()).await?;
+//! while let Some(received) = consumer.next().await {
+//!     let received = received?;
+//!     println!("attempt {}: {:?}", received.attempt, received.body);
+//!     received.ack().await?; // Err(Error::LeaseLost): somebody else has it
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! **Needs** a tokio runtime with I/O and time enabled. One [`SwarmMq`] is one connection and one task; all handles made
+//! from it share both, may be used from any task, and keep them alive.
+//!
+//! **Bounds.** A producer has at most [`ProducerOptions::in_flight`] messages under way and then waits; a consumer holds at
+//! most [`SubscribeOptions::credit_messages`].
+//!
+//! **Cancel safety.** Dropping a future of this crate never loses a message and never blocks. What had been handed over
+//! goes on, and only its answer is lost; each method says what that means for it.
+//!
+//! Examples that run against `swarmmq dev up --nodes 1` are in this crate's `examples` folder; a short guide is in
+//! `docs/guide/rust-client.md`.
 
 mod connection;
 mod consumer;
@@ -12,61 +48,96 @@ mod producer;
 
 use std::time::Duration;
 
-use swarmmq_protocol::{
-    admin::{AdminAnswer, AdminRequest, Order},
+pub use swarmmq_protocol::{
+    admin::{self, AdminAnswer, AdminRequest, Order},
+    error::{Code, Outcome},
     frame::StartAt,
-    id::{Address, ClusterId},
+    id::{Address, ClusterId, GroupName, MessageId, NameError, Offset, ShardId},
+    time::WallTime,
 };
-use swarmmq_seal::ClientKeyring;
+pub use swarmmq_seal::{ClientKeyring, LoadError, OpenError, SealError};
 use tokio::sync::{mpsc, oneshot};
 
-use self::{
-    connection::Reply,
-    driver::{Command, Driver},
-};
+use self::driver::{Command, Driver, Question, Reply, after};
 pub use self::{
-    consumer::{Consumer, PendingAck, Received, Seen, SubscribeOptions},
+    consumer::{Consumer, PendingAck, Received, Seen, SubscribeOptions, Unopened},
     error::{Error, SendError, SettleError},
     producer::{Message, Pending, Producer, ProducerOptions, Receipt},
 };
 
+/// Longest wait for the status of the cluster: whoever asks for it wants to know now.
+const STATUS_DEADLINE: Duration = Duration::from_secs(3);
+
 /// Where to connect and as whom.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Options {
-    /// HOST:PORT of any nodes.
+    /// `HOST:PORT` of any nodes of one cluster. The first attempt goes to any of them, each further one to the next.
     pub servers: Vec<String>,
     /// Keys and access token.
     pub keyring: ClientKeyring,
-    /// Name told to the node.
+    /// Name told to the node, at most 255 bytes.
     pub principal: String,
-    /// Time for the first connection.
+    /// Time for the first connection, by default 10 s. Later ones are tried for as long as there is a handle.
     pub connect_timeout: Duration,
+    /// Time for an answer to [`SwarmMq::resolve`], [`SwarmMq::admin`] and [`SwarmMq::peek`], by default 30 s. Producers and
+    /// consumers have deadlines of their own.
+    pub deadline: Duration,
+    /// Time for taking leave of the cluster, by default 5 s: of all sessions together when the client is closed, of one when
+    /// a consumer is, and of one after its last fate is known when a producer is.
+    pub close_timeout: Duration,
+    /// Silence after which a connection counts as broken, by default 10 s, at least 100 ms; after half of it the node is
+    /// asked whether it is there.
+    pub silence_max: Duration,
 }
 
 impl Options {
-    /// With the usual time to connect.
+    /// With the usual times.
     pub fn new(servers: Vec<String>, keyring: ClientKeyring) -> Self {
-        Self { servers, keyring, principal: "client".into(), connect_timeout: Duration::from_secs(10) }
+        Self {
+            servers,
+            keyring,
+            principal: "client".into(),
+            connect_timeout: Duration::from_secs(10),
+            deadline: Duration::from_secs(30),
+            close_timeout: Duration::from_secs(5),
+            silence_max: Duration::from_secs(10),
+        }
     }
 }
 
-/// A connection to a cluster, shared by its clones. It mends itself; it ends with [`SwarmMq::close`] or the last clone.
-#[derive(Clone)]
+/// A connection to a cluster, shared by its clones.
+///
+/// It mends itself: after it broke it goes through the servers again, with growing, randomly spread pauses of at most
+/// 0.6 s, and refuses servers of another cluster.
+///
+/// **Dropped**, it lives on while there are clones, producers, consumers or received messages. With the last of them it ends
+/// in the background as with [`SwarmMq::close`].
+#[derive(Clone, Debug)]
 pub struct SwarmMq {
     commands: mpsc::UnboundedSender<Command>,
     cluster: ClusterId,
     shard_count: u32,
+    deadline: Duration,
 }
 
 impl SwarmMq {
-    /// Connects to the first server that answers and proves itself.
+    /// Connects to the first server that answers and proves that it knows the access token.
+    ///
+    /// * [`Error::Unreachable`] after [`Options::connect_timeout`], or at once if no server is named.
+    /// * [`Error::Failed`] with code `unauthenticated` or `version` when every server refuses: trying again will not help.
+    /// * Cancel safe: nothing is left behind.
+    /// * Panics outside of a tokio runtime.
     pub async fn connect(options: Options) -> Result<Self, Error> {
+        // Unbounded as a channel, because a handle that is dropped or settled cannot wait. What is in it is bounded by what
+        // sends: submissions by in-flight permits, settlements by the messages held, questions by the calls that wait for
+        // them, everything else by the number of handles. The driver empties it without waiting for the network.
         let (commands, inbox) = mpsc::unbounded_channel();
         let (ready, first) = oneshot::channel();
         let keeper = commands.downgrade();
+        let deadline = options.deadline;
         tokio::spawn(Driver::new(options, inbox, keeper, ready).run());
         let (cluster, shard_count) = first.await.map_err(|_| Error::Closed)??;
-        Ok(Self { commands, cluster, shard_count })
+        Ok(Self { commands, cluster, shard_count, deadline })
     }
 
     /// Which cluster.
@@ -74,61 +145,95 @@ impl SwarmMq {
         self.cluster
     }
 
-    /// Its data shards.
+    /// Its data shards; fixed when the cluster was made.
     pub fn shard_count(&self) -> u32 {
         self.shard_count
     }
 
-    /// A producer session of its own.
+    /// A producer session of its own. Never waits; if the client has been closed, the first send says so.
     pub fn producer(&self, options: ProducerOptions) -> Producer {
         Producer::new(self.commands.clone(), options)
     }
 
-    /// Joins a group of an address. Returns when the cluster feeds it.
+    /// Joins a group of an address, which is made if it is not there. Returns when the cluster feeds it.
+    ///
+    /// * [`Error::Name`]: address or group break the grammar; nothing was sent.
+    /// * [`Error::Failed`]: the cluster refuses, for instance with `exists` because the group exists and a start was given; or
+    ///   with `deadline`, after which a group that was new may have been made all the same.
+    /// * Cancel safe: a consumer that nobody waits for leaves by itself.
     pub async fn subscribe(&self, address: &str, options: SubscribeOptions) -> Result<Consumer, Error> {
         Consumer::join(self.commands.clone(), address, options).await
     }
 
     /// Asks the cluster. `None`: done, nothing to tell.
+    ///
+    /// * [`Error::Failed`]: nothing changed. With code `deadline` after [`Options::deadline`], for the status after 3 s.
+    /// * [`Error::Unknown`]: it may have changed. Purging, removing and seeking are not repeated by themselves when the
+    ///   connection breaks, because that could remove more than was asked for; everything else is.
+    /// * Cancel safety: what was sent may happen, what was not will not.
     pub async fn admin(&self, request: AdminRequest) -> Result<Option<AdminAnswer>, Error> {
-        let deadline = if request == AdminRequest::Status { 3 } else { 30 };
-        self.ask(Duration::from_secs(deadline), |reply| Command::Admin { request, reply }).await
+        let deadline = match request {
+            AdminRequest::Status => self.deadline.min(STATUS_DEADLINE),
+            _ => self.deadline,
+        };
+        self.ask(deadline, |reply| Question::Admin(request, reply)).await
     }
 
-    /// The order of an address; made if `create`.
+    /// The order of an address; made if `create`, with `order` or else `total`.
+    ///
+    /// [`Error::Failed`] with `order_conflict` if it has another order, with `no_such_address` if it is not there and not to
+    /// be made. Repeated by itself when the connection breaks.
     pub async fn resolve(
         &self,
         address: &Address,
         create: bool,
         order: Option<Order>,
     ) -> Result<Order, Error> {
-        let address = address.clone();
-        self.ask(Duration::from_secs(30), |reply| Command::Resolve { address, create, order, reply }).await
+        let resolve = swarmmq_protocol::frame::Resolve {
+            address: address.clone(),
+            create,
+            order,
+            deadline: self.deadline,
+        };
+        self.ask(self.deadline, |reply| Question::Resolve(resolve, reply)).await
     }
 
-    /// Looks at the messages of an address without leasing them, oldest first in every shard.
+    /// Looks at all messages of an address without leasing them, oldest first in every shard. Changes nothing.
+    ///
+    /// They come into memory all at once: where there may be many, use [`SwarmMq::peek_first`].
     pub async fn peek(&self, address: &str, start: Option<StartAt>) -> Result<Vec<Seen>, Error> {
-        consumer::peek(self, address, start).await
+        consumer::peek(self, address, start, usize::MAX).await
+    }
+
+    /// Like [`SwarmMq::peek`], but ends after `messages_max` messages.
+    ///
+    /// [`Error::Open`] if one of them cannot be opened: it says which. The deadline counts anew for every 256 messages.
+    pub async fn peek_first(
+        &self,
+        address: &str,
+        start: Option<StartAt>,
+        messages_max: usize,
+    ) -> Result<Vec<Seen>, Error> {
+        consumer::peek(self, address, start, messages_max).await
     }
 
     pub(crate) async fn ask<T>(
         &self,
         deadline: Duration,
-        command: impl FnOnce(Reply<T>) -> Command,
+        question: impl FnOnce(Reply<T>) -> Question,
     ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).map_err(|_| Error::Closed)?;
-        match tokio::time::timeout(deadline, answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Error::Closed),
-            Err(_) => Err(Error::Unknown {
-                code: swarmmq_protocol::error::Code::Deadline,
-                message: format!("no answer in {} s", deadline.as_secs()),
-            }),
-        }
+        self.commands.send(Command::Ask(question(reply), after(deadline))).map_err(|_| Error::Closed)?;
+        // The driver keeps the deadline: it knows whether the question was ever sent.
+        answer.await.unwrap_or(Err(Error::cut_off()))
     }
 
-    /// Ends all sessions of this connection: producers finish, consumers give back what they hold.
+    /// Ends all sessions of this connection, whoever holds handles to them: producers finish what is under way, consumers
+    /// give back what they hold.
+    ///
+    /// Takes at most [`Options::close_timeout`]; messages without an answer by then are told to their [`Pending`] as unknown
+    /// if they were ever sent. To wait longer for them, [`Producer::close`] or [`Producer::flush`] first. Cancel safety:
+    /// dropped, it goes on in the background.
     pub async fn close(self) {
         let (done, ended) = oneshot::channel();
         if self.commands.send(Command::Close { done }).is_ok() {

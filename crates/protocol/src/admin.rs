@@ -480,11 +480,9 @@ impl AdminAnswer {
                 if count > ADDRESSES_MAX * 2 {
                     return Err(DecodeError::TooLarge("addresses"));
                 }
-                let count = reader.count(count, 3, "addresses")?;
                 Self::Addresses(
-                    (0..count)
-                        .map(|_| Ok((reader.address()?, read_order(reader)?)))
-                        .collect::<Result<_, DecodeError>>()?,
+                    reader
+                        .list(count, 3, "addresses", |reader| Ok((reader.address()?, read_order(reader)?)))?,
                 )
             }
             3 => {
@@ -492,17 +490,14 @@ impl AdminAnswer {
                 let order = read_order(reader)?;
                 let settings = Settings::read(reader)?;
                 let count = usize::from(reader.u16()?);
-                let count = reader.count(count, 22, "shards")?;
-                let shards = (0..count)
-                    .map(|_| {
-                        Ok(ShardInfo {
-                            id: ShardId(reader.u32()?),
-                            leader: reader.u16()?,
-                            messages: reader.u64()?,
-                            bytes: reader.u64()?,
-                        })
+                let shards = reader.list(count, 22, "shards", |reader| {
+                    Ok(ShardInfo {
+                        id: ShardId(reader.u32()?),
+                        leader: reader.u16()?,
+                        messages: reader.u64()?,
+                        bytes: reader.u64()?,
                     })
-                    .collect::<Result<_, DecodeError>>()?;
+                })?;
                 Self::Address(AddressInfo { address, order, settings, shards, groups: read_groups(reader)? })
             }
             5 => Self::Count { messages: reader.u64()? },
@@ -529,17 +524,15 @@ fn read_groups(reader: &mut Reader) -> Result<Vec<GroupInfo>, DecodeError> {
     if count > GROUPS_PER_ADDRESS_MAX {
         return Err(DecodeError::TooLarge("groups"));
     }
-    (0..count)
-        .map(|_| {
-            Ok(GroupInfo {
-                name: reader.group()?,
-                lag_messages: reader.u64()?,
-                lag_ms: reader.u64()?,
-                leased: reader.u64()?,
-                dead_lettered: reader.u64()?,
-            })
+    reader.list(count, 33, "groups", |reader| {
+        Ok(GroupInfo {
+            name: reader.group()?,
+            lag_messages: reader.u64()?,
+            lag_ms: reader.u64()?,
+            leased: reader.u64()?,
+            dead_lettered: reader.u64()?,
         })
-        .collect()
+    })
 }
 
 fn put_status(out: &mut BytesMut, report: &StatusReport) {
@@ -572,47 +565,38 @@ fn put_status(out: &mut BytesMut, report: &StatusReport) {
 fn read_status(reader: &mut Reader) -> Result<StatusReport, DecodeError> {
     let cluster = ClusterId(reader.u128()?);
     let count = usize::from(reader.u16()?);
-    let count = reader.count(count, 5, "nodes")?;
-    let nodes = (0..count)
-        .map(|_| {
-            Ok(NodeStatus {
-                id: NodeId(reader.u16()?),
-                state: *NodeState::ALL
-                    .get(usize::from(reader.u8()?))
-                    .ok_or(DecodeError::Invalid("node state"))?,
-                roles: reader.u8()?,
-                version: reader.name("version")?,
-            })
+    let nodes = reader.list(count, 5, "nodes", |reader| {
+        Ok(NodeStatus {
+            id: NodeId(reader.u16()?),
+            state: *NodeState::ALL
+                .get(usize::from(reader.u8()?))
+                .ok_or(DecodeError::Invalid("node state"))?,
+            roles: reader.u8()?,
+            version: reader.name("version")?,
         })
-        .collect::<Result<_, DecodeError>>()?;
+    })?;
     let count = usize::from(reader.u16()?);
-    let count = reader.count(count, 16, "shards")?;
-    let shards = (0..count)
-        .map(|_| {
-            Ok(ShardStatus {
-                id: ShardId(reader.u32()?),
-                leader: reader.u16()?,
-                term: Term(reader.u64()?),
-                replicas: read_nodes(reader)?,
-                in_sync: read_nodes(reader)?,
-            })
+    let shards = reader.list(count, 16, "shards", |reader| {
+        Ok(ShardStatus {
+            id: ShardId(reader.u32()?),
+            leader: reader.u16()?,
+            term: Term(reader.u64()?),
+            replicas: read_nodes(reader)?,
+            in_sync: read_nodes(reader)?,
         })
-        .collect::<Result<_, DecodeError>>()?;
+    })?;
     let count = usize::from(reader.u16()?);
-    let count = reader.count(count, 6, "problems")?;
-    let problems = (0..count)
-        .map(|_| {
-            Ok(Problem {
-                what: reader.text("what")?,
-                meaning: reader.text("meaning")?,
-                action: reader.text("action")?,
-            })
+    let problems = reader.list(count, 6, "problems", |reader| {
+        Ok(Problem {
+            what: reader.text("what")?,
+            meaning: reader.text("meaning")?,
+            action: reader.text("action")?,
         })
-        .collect::<Result<_, DecodeError>>()?;
+    })?;
     Ok(StatusReport { cluster, nodes, shards, problems })
 }
 
 fn read_nodes(reader: &mut Reader) -> Result<Vec<u16>, DecodeError> {
-    let count = reader.u8()?;
-    (0..count).map(|_| reader.u16()).collect()
+    let count = usize::from(reader.u8()?);
+    reader.list(count, 2, "nodes", Reader::u16)
 }

@@ -36,12 +36,18 @@ impl std::error::Error for DecodeError {}
 #[derive(Debug)]
 pub struct Reader {
     bytes: Bytes,
+    keeps: bool,
 }
 
 impl Reader {
     /// Begins at the first byte.
     pub fn new(bytes: Bytes) -> Self {
-        Self { bytes }
+        Self { bytes, keeps: true }
+    }
+
+    /// Begins at the first byte, only to see whether everything can be read: texts and lists come out empty.
+    pub fn checking(bytes: Bytes) -> Self {
+        Self { bytes, keeps: false }
     }
 
     /// Bytes left.
@@ -118,31 +124,70 @@ impl Reader {
         Ok(count)
     }
 
+    /// `count` items of at least `item_bytes` each, as `read` reads one.
+    pub fn list<T>(
+        &mut self,
+        count: usize,
+        item_bytes: usize,
+        field: &'static str,
+        mut read: impl FnMut(&mut Self) -> Result<T, DecodeError>,
+    ) -> Result<Vec<T>, DecodeError> {
+        let count = self.count(count, item_bytes, field)?;
+        let mut items = Vec::with_capacity(if self.keeps { count } else { 0 });
+        for _ in 0..count {
+            let item = read(self)?;
+            if self.keeps {
+                items.push(item);
+            }
+        }
+        Ok(items)
+    }
+
     /// A text behind its length (u8).
     pub fn name(&mut self, field: &'static str) -> Result<String, DecodeError> {
-        let length = self.u8()?;
-        self.utf8(usize::from(length), field)
+        let length = self.u8()?.into();
+        self.owned(length, field)
     }
 
     /// A text behind its length (u16).
     pub fn text(&mut self, field: &'static str) -> Result<String, DecodeError> {
-        let length = self.u16()?;
-        self.utf8(usize::from(length), field)
+        self.text_within(u16::MAX.into(), field)
     }
 
-    fn utf8(&mut self, length: usize, field: &'static str) -> Result<String, DecodeError> {
+    /// A text of at most `bytes_max` bytes behind its length (u16).
+    pub fn text_within(&mut self, bytes_max: usize, field: &'static str) -> Result<String, DecodeError> {
+        let length = usize::from(self.u16()?);
+        if length > bytes_max {
+            return Err(DecodeError::TooLarge(field));
+        }
+        self.owned(length, field)
+    }
+
+    fn owned(&mut self, length: usize, field: &'static str) -> Result<String, DecodeError> {
+        let keeps = self.keeps;
+        self.utf8(length, field, |text| if keeps { text.to_owned() } else { String::new() })
+    }
+
+    fn utf8<T>(
+        &mut self,
+        length: usize,
+        field: &'static str,
+        make: impl FnOnce(&str) -> T,
+    ) -> Result<T, DecodeError> {
         let bytes = self.take(length)?;
-        Ok(std::str::from_utf8(&bytes).map_err(|_| DecodeError::Invalid(field))?.to_owned())
+        std::str::from_utf8(&bytes).map(make).map_err(|_| DecodeError::Invalid(field))
     }
 
     /// An address behind its length (u8).
     pub fn address(&mut self) -> Result<Address, DecodeError> {
-        Address::parse(&self.name("address")?).map_err(|_| DecodeError::Invalid("address"))
+        let length = self.u8()?.into();
+        self.utf8(length, "address", Address::parse)?.map_err(|_| DecodeError::Invalid("address"))
     }
 
     /// A group name behind its length (u8).
     pub fn group(&mut self) -> Result<GroupName, DecodeError> {
-        GroupName::parse(&self.name("group")?).map_err(|_| DecodeError::Invalid("group"))
+        let length = self.u8()?.into();
+        self.utf8(length, "group", GroupName::parse)?.map_err(|_| DecodeError::Invalid("group"))
     }
 
     /// Nothing may be left.

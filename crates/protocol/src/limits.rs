@@ -54,6 +54,8 @@ pub const CREDIT_MESSAGES_MAX: u32 = 65_536;
 pub const CREDIT_BYTES_MAX: u64 = 256 << 20;
 /// Subscriptions on one connection.
 pub const SUBSCRIPTIONS_PER_CONNECTION_MAX: usize = 1024;
+/// Highest sequence of a session in one shard: far above what a session key may seal, far below where counting ends.
+pub const SEQUENCE_MAX: u64 = 1 << 48;
 /// Time a producer may be silent in a shard before the shard forgets it.
 pub const FORGET_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Time consumers have to re-claim their leases from a new leader.

@@ -102,8 +102,7 @@ impl Subscribe {
         let credit_bytes = reader.u64()?;
         let deadline = read_millis(reader)?;
         let count = reader.u32()? as usize;
-        let count = reader.count(count, 16, "held")?;
-        let held = (0..count).map(|_| Held::read(reader)).collect::<Result<_, DecodeError>>()?;
+        let held = reader.list(count, 16, "held", Held::read)?;
         Ok(Self {
             subscription,
             consumer,
@@ -143,15 +142,11 @@ impl Subscribed {
 
     pub(super) fn read(reader: &mut Reader) -> Result<Self, DecodeError> {
         let count = usize::from(reader.u16()?);
-        let count = reader.count(count, 12, "shards")?;
-        let shards = (0..count)
-            .map(|_| Ok((ShardId(reader.u32()?), Term(reader.u64()?))))
-            .collect::<Result<_, DecodeError>>()?;
+        let shards =
+            reader.list(count, 12, "shards", |reader| Ok((ShardId(reader.u32()?), Term(reader.u64()?))))?;
         let count = reader.u32()? as usize;
-        let count = reader.count(count, 12, "lost")?;
-        let lost = (0..count)
-            .map(|_| Ok((ShardId(reader.u32()?), Offset(reader.u64()?))))
-            .collect::<Result<_, DecodeError>>()?;
+        let lost =
+            reader.list(count, 12, "lost", |reader| Ok((ShardId(reader.u32()?), Offset(reader.u64()?))))?;
         Ok(Self { shards, lost })
     }
 }
@@ -247,18 +242,15 @@ impl Deliver {
     pub(super) fn read(reader: &mut Reader) -> Result<Self, DecodeError> {
         let subscription = reader.u32()?;
         let count = usize::from(reader.u16()?);
-        let count = reader.count(count, DELIVER_ITEM_BYTES_MIN, "items")?;
-        let items = (0..count)
-            .map(|_| {
-                let shard = ShardId(reader.u32()?);
-                let offset = Offset(reader.u64()?);
-                let term = Term(reader.u64()?);
-                let attempt = Attempt(reader.u32()?);
-                let lease = read_millis(reader)?;
-                let reason = reader.name("reason")?;
-                Ok(DeliverItem { shard, offset, term, attempt, lease, reason, sealed: read_sealed(reader)? })
-            })
-            .collect::<Result<_, DecodeError>>()?;
+        let items = reader.list(count, DELIVER_ITEM_BYTES_MIN, "items", |reader| {
+            let shard = ShardId(reader.u32()?);
+            let offset = Offset(reader.u64()?);
+            let term = Term(reader.u64()?);
+            let attempt = Attempt(reader.u32()?);
+            let lease = read_millis(reader)?;
+            let reason = reader.name("reason")?;
+            Ok(DeliverItem { shard, offset, term, attempt, lease, reason, sealed: read_sealed(reader)? })
+        })?;
         Ok(Self { subscription, items })
     }
 }
@@ -410,31 +402,25 @@ impl Settle {
         if count > BATCH_MESSAGES_MAX {
             return Err(DecodeError::TooLarge("items"));
         }
-        let count = reader.count(count, 31, "items")?;
-        let items = (0..count)
-            .map(|_| {
-                let shard = ShardId(reader.u32()?);
-                let offset = Offset(reader.u64()?);
-                let term = Term(reader.u64()?);
-                let attempt = Attempt(reader.u32()?);
-                let action = reader.u8()?;
-                let argument = reader.u32()?;
-                let duration = Duration::from_millis(argument.into());
-                let action = match action {
-                    0 => SettleAction::Ack,
-                    1 => SettleAction::Nack { delay: (argument != u32::MAX).then_some(duration) },
-                    2 => SettleAction::Extend { duration },
-                    3 => SettleAction::DeadLetter,
-                    4 => SettleAction::Release,
-                    _ => return Err(DecodeError::Invalid("action")),
-                };
-                let reason = reader.text("reason")?;
-                if reason.len() > REASON_BYTES_MAX {
-                    return Err(DecodeError::TooLarge("reason"));
-                }
-                Ok(SettleItem { shard, offset, term, attempt, action, reason })
-            })
-            .collect::<Result<_, DecodeError>>()?;
+        let items = reader.list(count, 31, "items", |reader| {
+            let shard = ShardId(reader.u32()?);
+            let offset = Offset(reader.u64()?);
+            let term = Term(reader.u64()?);
+            let attempt = Attempt(reader.u32()?);
+            let action = reader.u8()?;
+            let argument = reader.u32()?;
+            let duration = Duration::from_millis(argument.into());
+            let action = match action {
+                0 => SettleAction::Ack,
+                1 => SettleAction::Nack { delay: (argument != u32::MAX).then_some(duration) },
+                2 => SettleAction::Extend { duration },
+                3 => SettleAction::DeadLetter,
+                4 => SettleAction::Release,
+                _ => return Err(DecodeError::Invalid("action")),
+            };
+            let reason = reader.text_within(REASON_BYTES_MAX, "reason")?;
+            Ok(SettleItem { shard, offset, term, attempt, action, reason })
+        })?;
         Ok(Self { subscription, deadline, items })
     }
 }
@@ -469,12 +455,9 @@ impl Settled {
 
     pub(super) fn read(reader: &mut Reader) -> Result<Self, DecodeError> {
         let count = usize::from(reader.u16()?);
-        let count = reader.count(count, 5, "runs")?;
-        let runs = (0..count)
-            .map(|_| {
-                Ok(SettledRun { count: reader.u16()?, outcome: read_outcome(reader)?, code: reader.u16()? })
-            })
-            .collect::<Result<_, DecodeError>>()?;
+        let runs = reader.list(count, 5, "runs", |reader| {
+            Ok(SettledRun { count: reader.u16()?, outcome: read_outcome(reader)?, code: reader.u16()? })
+        })?;
         Ok(Self { runs })
     }
 }
@@ -498,11 +481,7 @@ impl LeaseLost {
     pub(super) fn read(reader: &mut Reader) -> Result<Self, DecodeError> {
         let subscription = reader.u32()?;
         let count = usize::from(reader.u16()?);
-        let count = reader.count(count, 16, "items")?;
-        Ok(Self {
-            subscription,
-            items: (0..count).map(|_| Held::read(reader)).collect::<Result<_, DecodeError>>()?,
-        })
+        Ok(Self { subscription, items: reader.list(count, 16, "items", Held::read)? })
     }
 }
 
@@ -583,14 +562,11 @@ impl Peeked {
         let next_offset = Offset(reader.u64()?);
         let end = reader.flag("end")?;
         let count = usize::from(reader.u16()?);
-        let count = reader.count(count, 9 + envelope::FIXED_BYTES, "items")?;
-        let items = (0..count)
-            .map(|_| {
-                let offset = Offset(reader.u64()?);
-                let reason = reader.name("reason")?;
-                Ok(PeekedItem { offset, reason, sealed: read_sealed(reader)? })
-            })
-            .collect::<Result<_, DecodeError>>()?;
+        let items = reader.list(count, 9 + envelope::FIXED_BYTES, "items", |reader| {
+            let offset = Offset(reader.u64()?);
+            let reason = reader.name("reason")?;
+            Ok(PeekedItem { offset, reason, sealed: read_sealed(reader)? })
+        })?;
         Ok(Self { next_offset, end, items })
     }
 }

@@ -36,6 +36,10 @@ use crate::{
 
 /// Bytes before a frame's body.
 pub const FRAME_HEADER_BYTES: usize = 16;
+/// Longest body that is read without being checked first: nothing grows to more than 64 KiB out of so little.
+const SMALL_BODY_BYTES: usize = 2 << 10;
+/// Room that is made for bytes that were announced and have not come.
+const ROOM_AHEAD_BYTES: usize = 32 << 10;
 /// First bytes of a client's first body.
 pub const MAGIC: [u8; 4] = *b"SWMQ";
 /// The protocol version this code speaks.
@@ -158,8 +162,14 @@ pub fn encode<B: Body>(body: &B, request: u64, out: &mut BytesMut) {
     finish(out, start);
 }
 
-/// Reads a whole body; nothing may be left over.
+/// Reads a whole body; nothing may be left over. A body that does not read costs no memory beyond its bytes.
 pub fn decode<B: Body>(body: Bytes) -> Result<B, DecodeError> {
+    if body.len() > SMALL_BODY_BYTES {
+        // A list can take several times the room of its bytes, and the fault may stand at its end: look there first.
+        let mut check = Reader::checking(body.clone());
+        B::read(&mut check)?;
+        check.end()?;
+    }
     let mut reader = Reader::new(body);
     let value = B::read(&mut reader)?;
     reader.end()?;
@@ -288,15 +298,13 @@ impl FrameReader {
         Ok(Some((FrameHeader { length, kind, request }, frame.freeze())))
     }
 
-    /// Bytes that the frame under way still lacks; 0 if nothing of it has come.
+    /// Bytes to make room for: what the frame under way still lacks, if that is little. A length is only a claim, so
+    /// for more the buffer grows as the bytes come: 0 then, and if nothing of a frame has come.
     pub fn missing(&self) -> usize {
-        match self.buffer.get(..4) {
-            None => 0,
-            Some(head) => {
-                let length = u32::from_be_bytes(head.try_into().expect("4 bytes")) as usize;
-                (length + FRAME_HEADER_BYTES).saturating_sub(self.buffer.len()).min(FRAME_BYTES_MAX)
-            }
-        }
+        let Some(head) = self.buffer.get(..4) else { return 0 };
+        let length = u32::from_be_bytes(head.try_into().expect("4 bytes")) as usize;
+        let lacking = (length + FRAME_HEADER_BYTES).saturating_sub(self.buffer.len());
+        if lacking <= ROOM_AHEAD_BYTES { lacking } else { 0 }
     }
 }
 

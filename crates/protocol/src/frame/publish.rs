@@ -207,18 +207,15 @@ impl Published {
 
     pub(super) fn read(reader: &mut Reader) -> Result<Self, DecodeError> {
         let count = usize::from(reader.u16()?);
-        let count = reader.count(count, 14, "runs")?;
-        let runs = (0..count)
-            .map(|_| {
-                Ok(PublishedRun {
-                    count: reader.u16()?,
-                    outcome: read_outcome(reader)?,
-                    code: reader.u16()?,
-                    duplicate: reader.flag("duplicate")?,
-                    first_offset: Some(reader.u64()?).filter(|offset| *offset != u64::MAX).map(Offset),
-                })
+        let runs = reader.list(count, 14, "runs", |reader| {
+            Ok(PublishedRun {
+                count: reader.u16()?,
+                outcome: read_outcome(reader)?,
+                code: reader.u16()?,
+                duplicate: reader.flag("duplicate")?,
+                first_offset: Some(reader.u64()?).filter(|offset| *offset != u64::MAX).map(Offset),
             })
-            .collect::<Result<_, DecodeError>>()?;
+        })?;
         Ok(Self { runs })
     }
 }

@@ -244,6 +244,11 @@ fn other_admin() -> Vec<Frame> {
     requests.chain(answers.into_iter().map(|answer| Frame::AdminReply(AdminReply(answer)))).collect()
 }
 
+/// Every kind, and every question and answer of an operator.
+fn all() -> impl Iterator<Item = (u64, Frame)> {
+    examples().into_iter().chain(other_admin().into_iter().map(|frame| (99, frame)))
+}
+
 fn encoded(request: u64, frame: &Frame) -> BytesMut {
     let mut out = BytesMut::new();
     frame.encode(request, &mut out);
@@ -267,8 +272,7 @@ fn there_is_an_example_of_every_kind() {
 
 #[test]
 fn every_frame_reads_back_as_it_was_written() {
-    let others = other_admin().into_iter().map(|frame| (99, frame));
-    for (request, frame) in examples().into_iter().chain(others) {
+    for (request, frame) in all() {
         assert_eq!(read(&encoded(request, &frame)), Ok(Some((request, frame))));
     }
 }
@@ -293,7 +297,7 @@ fn frames_are_the_recorded_bytes() {
 
 #[test]
 fn a_frame_cut_anywhere_waits_or_is_refused_and_never_panics() {
-    for (request, frame) in examples() {
+    for (request, frame) in all() {
         let bytes = encoded(request, &frame);
         for cut in 0..bytes.len() {
             // As it comes over a slow wire: not there yet.
@@ -314,24 +318,34 @@ fn a_frame_cut_anywhere_waits_or_is_refused_and_never_panics() {
 }
 
 #[test]
-fn every_two_and_four_byte_field_survives_its_boundary_values() {
-    for (request, frame) in examples() {
+fn every_field_survives_its_boundary_values() {
+    let (mut whole, mut waiting, mut refused) = (0, 0, 0);
+    for (request, frame) in all() {
         let bytes = encoded(request, &frame);
-        for at in FRAME_HEADER_BYTES..bytes.len() {
-            for value in [0u32, 1, 0x7f, 0xff, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff] {
-                for width in [1, 2, 4, 8] {
-                    if at + width > bytes.len() {
-                        continue;
-                    }
+        // Every length, count and number of one, two, four or eight bytes is one of these windows.
+        for width in [1, 2, 4, 8] {
+            for at in 0..=bytes.len() - width {
+                let mut real = [0; 8];
+                real[8 - width..].copy_from_slice(&bytes[at..at + width]);
+                let real = u64::from_be_bytes(real);
+                let max = u64::MAX >> (64 - 8 * width);
+                for value in [0, 1, real.wrapping_sub(1), real.wrapping_add(1), max / 2, max - 1, max] {
                     let mut forged = bytes.to_vec();
-                    let full = u64::from(value) | if value == u32::MAX { u64::MAX } else { 0 };
-                    forged[at..at + width].copy_from_slice(&full.to_be_bytes()[8 - width..]);
-                    // Whatever it is, it ends in a frame or a typed error.
-                    let _read: Result<_, FrameError> = read(&forged);
+                    forged[at..at + width].copy_from_slice(&value.to_be_bytes()[8 - width..]);
+                    match read(&forged) {
+                        // What can be read can be written, and means the same to the next reader.
+                        Ok(Some((request, frame))) => {
+                            assert_eq!(read(&encoded(request, &frame)), Ok(Some((request, frame))));
+                            whole += 1;
+                        }
+                        Ok(None) => waiting += 1,
+                        Err(_) => refused += 1,
+                    }
                 }
             }
         }
     }
+    assert!(whole > 1000 && waiting > 100 && refused > 1000, "{whole}, {waiting}, {refused}");
 }
 
 #[test]
@@ -381,6 +395,59 @@ fn unknown_kinds_and_reserved_bytes_are_refused() {
         bytes[at] = 1;
         assert_eq!(read(&bytes), Err(FrameError::Reserved));
     }
+}
+
+#[test]
+fn what_is_checked_first_is_what_is_read() {
+    // Bodies above the size from which they are checked before anything of them is kept.
+    fn often<T: Clone>(items: &[T]) -> Vec<T> {
+        items.iter().cycle().take(400).cloned().collect()
+    }
+    let many = |frame: &Frame| match frame.clone() {
+        Frame::Deliver(frame) => Some(Frame::Deliver(Deliver { items: often(&frame.items), ..frame })),
+        Frame::Settle(frame) => Some(Frame::Settle(Settle { items: often(&frame.items), ..frame })),
+        Frame::Subscribe(frame) => Some(Frame::Subscribe(Subscribe { held: often(&frame.held), ..frame })),
+        Frame::Answer(frame) => Some(Frame::Answer(Answer { message: frame.message.repeat(400), ..frame })),
+        Frame::AdminReply(AdminReply(AdminAnswer::Status(report))) => {
+            let problems = often(&report.problems);
+            Some(Frame::AdminReply(AdminReply(AdminAnswer::Status(StatusReport { problems, ..report }))))
+        }
+        _ => None,
+    };
+    let large: Vec<Frame> = all().filter_map(|(_, frame)| many(&frame)).collect();
+    assert_eq!(large.len(), 5);
+    for frame in large {
+        let bytes = encoded(7, &frame);
+        assert!(bytes.len() > SMALL_BODY_BYTES + FRAME_HEADER_BYTES, "{frame:?}");
+        assert_eq!(read(&bytes), Ok(Some((7, frame))));
+        let mut longer = bytes.to_vec();
+        longer.push(0);
+        longer[..4].copy_from_slice(&((bytes.len() + 1 - FRAME_HEADER_BYTES) as u32).to_be_bytes());
+        assert!(matches!(read(&longer), Err(FrameError::Body(_, DecodeError::TrailingBytes(1)))));
+    }
+}
+
+#[test]
+fn reasons_are_bounded() {
+    let item = |reason: String| SettleItem {
+        shard: ShardId(3),
+        offset: Offset(9),
+        term: Term(2),
+        attempt: Attempt(1),
+        action: SettleAction::DeadLetter,
+        reason,
+    };
+    let settle = |reason| Settle { subscription: 1, deadline: Duration::ZERO, items: vec![item(reason)] };
+    let longest = "x".repeat(crate::limits::REASON_BYTES_MAX);
+    let bytes = encoded(1, &Frame::Settle(settle(format!("{longest}more"))));
+    assert_eq!(read(&bytes), Ok(Some((1, Frame::Settle(settle(longest))))), "cut where it is written");
+    let mut forged = bytes.to_vec();
+    let at = forged.len() - crate::limits::REASON_BYTES_MAX - 2;
+    forged[at..at + 2].copy_from_slice(&257u16.to_be_bytes());
+    forged.push(b'x');
+    forged[..4].copy_from_slice(&((bytes.len() + 1 - FRAME_HEADER_BYTES) as u32).to_be_bytes());
+    let error = FrameError::Body(FrameKind::Settle, DecodeError::TooLarge("reason"));
+    assert_eq!(read(&forged), Err(error));
 }
 
 proptest! {

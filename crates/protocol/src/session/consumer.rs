@@ -25,6 +25,8 @@ use crate::{
 const EXTEND_LOOK_SHARE: u32 = 6;
 /// First pause before a refused subscription is tried again.
 const RESUBSCRIBE_PAUSE: Duration = Duration::from_millis(50);
+/// Ticket of settlements that the application did not ask for.
+const NOBODY: u64 = u64::MAX;
 /// Time the node may take to answer.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -111,8 +113,32 @@ enum Stage {
         ticket: u64,
         action: SettleAction,
         reason: String,
-        sent: bool,
+        /// A copy waits for its answer.
+        under_way: bool,
+        /// An earlier copy has no certain answer: it may have settled the message.
+        unsure: bool,
     },
+}
+
+impl Stage {
+    fn settling(ticket: u64, action: SettleAction, reason: String) -> Self {
+        Self::Settling { ticket, action, reason, under_way: false, unsure: false }
+    }
+
+    fn release() -> Self {
+        Self::settling(NOBODY, SettleAction::Release, String::new())
+    }
+
+    fn is_under_way(&self) -> bool {
+        matches!(self, Self::Settling { under_way: true, .. })
+    }
+
+    /// The copy under way will have no answer, or none that counts. False: there is none.
+    fn give_up_copy(&mut self) -> bool {
+        let Self::Settling { under_way, unsure, .. } = self else { return false };
+        *unsure |= *under_way;
+        std::mem::take(under_way)
+    }
 }
 
 #[derive(Debug)]
@@ -140,7 +166,11 @@ enum Link {
 pub struct Consumer {
     config: ConsumerConfig,
     link: Link,
+    /// A subscription that said where to begin was sent; its fate may be open.
+    start_asked: bool,
     start_told: bool,
+    /// The subscription was made with credit, so messages may be coming.
+    fed: bool,
     held: BTreeMap<DeliveryId, Message>,
     ready: VecDeque<Delivery>,
     /// To be settled, in order.
@@ -160,9 +190,20 @@ pub struct Consumer {
 
 #[derive(Debug)]
 enum Asked {
-    Subscribe,
+    /// With a start that an earlier one had too.
+    Subscribe {
+        start_again: bool,
+    },
     Unsubscribe,
-    Settle(Vec<(DeliveryId, bool)>),
+    Settle(Vec<AskedItem>),
+}
+
+/// What was asked about one lease. An answer that comes when the message is held under a later one says nothing of it.
+#[derive(Clone, Copy, Debug)]
+struct AskedItem {
+    id: DeliveryId,
+    attempt: Attempt,
+    extension: bool,
 }
 
 impl Consumer {
@@ -172,7 +213,9 @@ impl Consumer {
         Self {
             config,
             link: Link::Detached,
+            start_asked: false,
             start_told: false,
+            fed: false,
             held: BTreeMap::new(),
             ready: VecDeque::new(),
             queue: VecDeque::new(),
@@ -227,13 +270,12 @@ impl Consumer {
         if self.link == Link::Gone {
             return;
         }
-        if self.link == Link::Leaving {
-            self.link = Link::Gone;
-            return;
-        }
         self.link = Link::Detached;
         self.asked.clear();
         self.extensions.clear();
+        for message in self.held.values_mut() {
+            message.stage.give_up_copy();
+        }
     }
 
     /// The next message for the application.
@@ -251,7 +293,7 @@ impl Consumer {
     pub fn settle(&mut self, id: DeliveryId, action: SettleAction, reason: String, ticket: u64) {
         match self.held.get_mut(&id) {
             Some(message) if message.stage == Stage::WithApplication => {
-                message.stage = Stage::Settling { ticket, action, reason, sent: false };
+                message.stage = Stage::settling(ticket, action, reason);
                 self.queue.push_back(id);
             }
             _ => self.resolutions.push(SettleResolution { ticket, result: SettleResult::LeaseLost }),
@@ -267,9 +309,7 @@ impl Consumer {
         self.ready.clear();
         for (id, message) in &mut self.held {
             if matches!(message.stage, Stage::Buffered | Stage::WithApplication) {
-                let action = SettleAction::Release;
-                message.stage =
-                    Stage::Settling { ticket: u64::MAX, action, reason: String::new(), sent: false };
+                message.stage = Stage::release();
                 self.queue.push_back(*id);
             }
         }
@@ -297,13 +337,14 @@ impl Consumer {
     /// Writes what can be sent now.
     pub fn pump(&mut self, now: Instant, out: &mut BytesMut) {
         match self.link {
-            Link::Idle(at) if at <= now && self.refusal.is_none() => self.subscribe(out),
+            Link::Idle(at) if at <= now => self.subscribe(out),
             Link::Active => {
                 self.look_for_extensions(now);
                 if self.retry_at <= now {
                     self.send_settlements(out);
                 }
-                if self.closing && self.held.is_empty() {
+                // As long as there is credit, what is given back may come back at once: leave right behind it.
+                if self.closing && (self.fed || self.held.is_empty()) {
                     self.link = Link::Leaving;
                     let request = self.request(Asked::Unsubscribe);
                     frame::encode(&Unsubscribe { subscription: self.config.subscription }, request, out);
@@ -320,7 +361,14 @@ impl Consumer {
             self.link = Link::Gone;
             return;
         }
+        if self.only_listens() {
+            return;
+        }
         self.link = Link::Subscribing;
+        self.fed = !self.closing;
+        let start = self.config.start.filter(|_| !self.start_told);
+        let start_again = start.is_some() && self.start_asked;
+        self.start_asked |= start.is_some();
         let held = self
             .held
             .iter()
@@ -333,7 +381,7 @@ impl Consumer {
             consumer: self.config.consumer,
             address: self.config.address.clone(),
             group: self.config.group.clone(),
-            start: self.config.start.filter(|_| !self.start_told),
+            start,
             credit_messages: if self.closing {
                 0
             } else {
@@ -345,8 +393,15 @@ impl Consumer {
         };
         self.owed_messages = 0;
         self.owed_bytes = 0;
-        let request = self.request(Asked::Subscribe);
+        let request = self.request(Asked::Subscribe { start_again });
         frame::encode(&subscribe, request, out);
+    }
+
+    /// Whether, closing, all that is held waits only for answers, which need no subscription.
+    fn only_listens(&self) -> bool {
+        self.closing
+            && !self.held.is_empty()
+            && self.held.values().all(|message| message.stage.is_under_way())
     }
 
     fn look_for_extensions(&mut self, now: Instant) {
@@ -371,9 +426,12 @@ impl Consumer {
                 && let Some(id) = self.queue.pop_front()
             {
                 let Some(message) = self.held.get_mut(&id) else { continue };
-                let Stage::Settling { action, reason, sent, .. } = &mut message.stage else { continue };
-                *sent = true;
-                which.push((id, false));
+                let Stage::Settling { action, reason, under_way: under_way @ false, .. } = &mut message.stage
+                else {
+                    continue;
+                };
+                *under_way = true;
+                which.push(AskedItem { id, attempt: message.attempt, extension: false });
                 items.push(SettleItem {
                     shard: id.shard,
                     offset: id.offset,
@@ -390,7 +448,7 @@ impl Consumer {
                 if matches!(message.stage, Stage::Settling { .. }) {
                     continue;
                 }
-                which.push((id, true));
+                which.push(AskedItem { id, attempt: message.attempt, extension: true });
                 items.push(SettleItem {
                     shard: id.shard,
                     offset: id.offset,
@@ -439,18 +497,22 @@ impl Consumer {
             let bytes = item.sealed.len() as u64;
             let expires_at = now + item.lease;
             self.lease = item.lease;
+            // The pause so far may be the share of a longer lease.
+            self.next_look = self.next_look.min(now + self.lease / EXTEND_LOOK_SHARE);
             if let Some(message) = self.held.get_mut(&id) {
                 // The same message under a newer lease: we hold it already, so only the lease is new.
                 message.attempt = item.attempt;
                 message.term = item.term;
                 message.expires_at = expires_at;
+                if message.stage.give_up_copy() {
+                    self.queue.push_back(id);
+                }
                 self.owe(bytes);
                 continue;
             }
             let mut stage = Stage::Buffered;
             if self.closing {
-                let action = SettleAction::Release;
-                stage = Stage::Settling { ticket: u64::MAX, action, reason: String::new(), sent: false };
+                stage = Stage::release();
                 self.queue.push_back(id);
             } else {
                 self.ready.push_back(Delivery {
@@ -467,7 +529,7 @@ impl Consumer {
 
     /// Takes the answer to a subscription.
     pub fn subscribed(&mut self, request: u64, frame: &Subscribed) {
-        if !matches!(self.asked.remove(&request), Some(Asked::Subscribe)) {
+        if !matches!(self.asked.remove(&request), Some(Asked::Subscribe { .. })) {
             return;
         }
         self.link = Link::Active;
@@ -481,7 +543,7 @@ impl Consumer {
             if let Some(term) = terms.get(&id.shard) {
                 message.term = *term;
             }
-            if matches!(message.stage, Stage::Settling { .. }) {
+            if matches!(message.stage, Stage::Settling { under_way: false, .. }) {
                 self.queue.push_back(*id);
             }
         }
@@ -495,10 +557,10 @@ impl Consumer {
         match message.stage {
             Stage::Buffered => self.ready.retain(|delivery| delivery.id != id),
             Stage::WithApplication => {}
-            Stage::Settling { ticket: u64::MAX, .. } => {}
-            Stage::Settling { ticket, sent, .. } => {
-                let result = if sent { SettleResult::Unknown } else { SettleResult::LeaseLost };
-                self.resolutions.push(SettleResolution { ticket, result });
+            Stage::Settling { ticket, under_way, unsure, .. } => {
+                let result =
+                    if under_way || unsure { SettleResult::Unknown } else { SettleResult::LeaseLost };
+                self.resolve(ticket, result);
             }
         }
     }
@@ -510,32 +572,51 @@ impl Consumer {
         }
     }
 
+    fn resolve(&mut self, ticket: u64, result: SettleResult) {
+        if ticket != NOBODY {
+            self.resolutions.push(SettleResolution { ticket, result });
+        }
+    }
+
     /// Takes the answer to settlements.
     pub fn settled(&mut self, now: Instant, request: u64, frame: &Settled) {
         let Some(Asked::Settle(which)) = self.asked.remove(&request) else { return };
         let fates =
             frame.runs.iter().flat_map(|run| std::iter::repeat_n((run.outcome, run.code), run.count.into()));
-        for ((id, extension), (outcome, code)) in which.into_iter().zip(fates) {
+        self.conclude(now, which.into_iter().zip(fates));
+    }
+
+    fn conclude(&mut self, now: Instant, fates: impl Iterator<Item = (AskedItem, (Outcome, u16))>) {
+        for (asked, (outcome, code)) in fates {
+            let id = asked.id;
+            let Some(message) = self.held.get_mut(&id) else { continue };
+            if message.attempt != asked.attempt {
+                continue;
+            }
             let lost = outcome == Outcome::Failed && code == Code::LeaseLost.number();
-            if extension {
-                match self.held.get_mut(&id) {
-                    Some(message) if outcome == Outcome::Ok => message.expires_at = now + self.lease,
-                    Some(_) if lost => self.lose(id),
-                    _ => {}
+            if asked.extension {
+                if outcome == Outcome::Ok {
+                    message.expires_at = now + self.lease;
+                } else if lost {
+                    self.lose(id);
                 }
                 continue;
             }
+            let Stage::Settling { ticket, under_way, unsure, .. } = &mut message.stage else { continue };
             if outcome == Outcome::Ok || lost {
-                let Some(message) = self.held.remove(&id) else { continue };
-                self.owe(message.bytes);
-                if let Stage::Settling { ticket, .. } = message.stage
-                    && ticket != u64::MAX
-                {
-                    let result = if lost { SettleResult::LeaseLost } else { SettleResult::Done };
-                    self.resolutions.push(SettleResolution { ticket, result });
-                }
+                let result = match (lost, *unsure) {
+                    (false, _) => SettleResult::Done,
+                    (true, true) => SettleResult::Unknown,
+                    (true, false) => SettleResult::LeaseLost,
+                };
+                let (ticket, bytes) = (*ticket, message.bytes);
+                self.held.remove(&id);
+                self.owe(bytes);
+                self.resolve(ticket, result);
             } else {
                 // Not now, or unknown: the same settlement again, a little later.
+                *under_way = false;
+                *unsure |= outcome == Outcome::Unknown;
                 self.queue.push_back(id);
                 self.retry_at = now + RESUBSCRIBE_PAUSE;
             }
@@ -544,22 +625,26 @@ impl Consumer {
 
     /// Takes any other answer.
     pub fn answer(&mut self, now: Instant, request: u64, answer: &Answer) {
+        let code = Code::from_number(answer.code).unwrap_or(Code::Malformed);
+        let failed = answer.outcome == Outcome::Failed;
         match self.asked.remove(&request) {
-            Some(Asked::Subscribe) => {
-                let code = Code::from_number(answer.code).unwrap_or(Code::Malformed);
-                if answer.outcome == Outcome::Failed && !code.is_transient() {
-                    self.refusal = Some(Refusal { code, message: answer.message.clone() });
-                }
-                self.link = Link::Idle(now + RESUBSCRIBE_PAUSE);
+            Some(Asked::Subscribe { start_again: true }) if failed && code == Code::Exists => {
+                // The earlier one may have made the group, which then begins where it said.
+                self.start_told = true;
+                self.link = Link::Idle(now);
             }
-            Some(Asked::Unsubscribe) => self.link = Link::Gone,
+            Some(Asked::Subscribe { .. }) if failed && !code.is_transient() => {
+                self.refusal = Some(Refusal { code, message: answer.message.clone() });
+                self.link = Link::Gone;
+            }
+            Some(Asked::Subscribe { .. }) => self.link = Link::Idle(now + RESUBSCRIBE_PAUSE),
+            Some(Asked::Unsubscribe) => {
+                self.link = if self.held.is_empty() { Link::Gone } else { Link::Idle(now) };
+            }
             Some(Asked::Settle(which)) => {
-                for (id, extension) in which {
-                    if !extension {
-                        self.queue.push_back(id);
-                    }
-                }
-                self.retry_at = now + RESUBSCRIBE_PAUSE;
+                // A plain answer to settlements speaks for all of them.
+                let fate = (answer.outcome, answer.code);
+                self.conclude(now, which.into_iter().zip(std::iter::repeat(fate)));
             }
             None => {}
         }
@@ -568,7 +653,7 @@ impl Consumer {
     /// When [`Consumer::pump`] has something to do without any input.
     pub fn next_wake(&self) -> Option<Instant> {
         match self.link {
-            Link::Idle(at) => Some(at),
+            Link::Idle(at) => Some(at).filter(|_| !self.only_listens()),
             Link::Active => {
                 let look = (self.config.extend && !self.held.is_empty()).then_some(self.next_look);
                 let retry = (!self.queue.is_empty()).then_some(self.retry_at);

@@ -123,6 +123,8 @@ struct Lane {
     retry_at: Instant,
     backoff: Duration,
     skipping: bool,
+    /// A range was refused because a message had been taken under one of its sequences: they are asked for one by one.
+    skip_singly: bool,
     /// No deadline of any item lies before.
     next_deadline: Instant,
 }
@@ -222,6 +224,7 @@ impl Producer {
             retry_at: Instant(0),
             backoff: BACKOFF_FIRST,
             skipping: false,
+            skip_singly: false,
             next_deadline: Instant(u64::MAX),
         });
         let sequence = Sequence(lane.first + lane.items.len() as u64);
@@ -268,6 +271,7 @@ impl Producer {
                     Stage::InFlight => {
                         item.stage = Stage::Pending;
                         lane.pending += 1;
+                        lane.next_deadline = lane.next_deadline.min(item.deadline);
                     }
                     Stage::Skipping(code) => item.stage = Stage::Doomed(code),
                     _ => {}
@@ -352,7 +356,8 @@ impl Producer {
         {
             // All that are doomed in a row at the front go together.
             let mut count = 0;
-            for item in &mut lane.items {
+            let count_max = if lane.skip_singly { 1 } else { usize::MAX };
+            for item in lane.items.iter_mut().take(count_max) {
                 let Stage::Doomed(code) = item.stage else { break };
                 item.stage = Stage::Skipping(code);
                 count += 1;
@@ -473,7 +478,9 @@ impl Producer {
                         lane.backoff = BACKOFF_FIRST;
                     }
                     Outcome::Failed if code == Code::Fenced || code == Code::StaleSession => {
-                        worst = Some(code)
+                        worst = Some(code);
+                        item.stage = Stage::Pending;
+                        lane.pending += 1;
                     }
                     Outcome::Failed if !code.is_transient() => {
                         item.stage = Stage::Doomed(code);
@@ -482,6 +489,8 @@ impl Producer {
                     Outcome::Failed | Outcome::Unknown => {
                         item.stage = Stage::Pending;
                         lane.pending += 1;
+                        // What is in flight is not watched; its time may have passed meanwhile.
+                        lane.next_deadline = lane.next_deadline.min(item.deadline);
                         retried += 1;
                         if code == Code::NotOpen && lane.door == Door::Open {
                             lane.door = Door::Unopened;
@@ -535,7 +544,11 @@ impl Producer {
                 lane.skipping = false;
                 let closed = answer.outcome == Outcome::Ok;
                 // Already in the log: a copy that was thought refused had been taken.
-                let taken = answer.outcome == Outcome::Failed && code == Code::Exists;
+                let exists = answer.outcome == Outcome::Failed && code == Code::Exists;
+                let asked = lane.items.iter().filter(|item| matches!(item.stage, Stage::Skipping(_))).count();
+                // Of several, the answer does not say which.
+                let taken = exists && asked == 1;
+                lane.skip_singly = exists && asked > 1 || lane.skip_singly && lane.doomed > 1;
                 let (producer, epoch) = (self.config.producer, self.config.epoch);
                 for (at, item) in lane.items.iter_mut().enumerate() {
                     let Stage::Skipping(why) = item.stage else { continue };
@@ -561,7 +574,7 @@ impl Producer {
                     self.fence(code);
                     return;
                 }
-                if !closed && !taken {
+                if !closed && !exists {
                     if code == Code::NotOpen && lane.door == Door::Open {
                         lane.door = Door::Unopened;
                     }
@@ -614,6 +627,13 @@ impl Producer {
         self.fenced = Some(code);
         for lane in self.lanes.values_mut() {
             for item in lane.items.drain(..) {
+                // Its answer comes to nobody; the next session on this connection has the room.
+                if item.stage == Stage::InFlight
+                    && let Some(window) = self.window.as_mut()
+                {
+                    window.messages += 1;
+                    window.bytes += item.sealed.len() as u64;
+                }
                 if !item.told {
                     let result =
                         if item.ever_sent { SendResult::Unknown(code) } else { SendResult::Failed(code) };

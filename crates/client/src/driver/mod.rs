@@ -1,0 +1,500 @@
+//! The task behind a [`crate::SwarmMq`]: owns the connection and every session on it, and only carries bytes and news
+//! between them. What is retried, re-claimed or filtered is decided in `protocol::session`.
+//!
+//! Each room below owns one kind of session with everything that the program waits for in it; this file connects,
+//! sorts frames to rooms, keeps time, and ends.
+
+mod clock;
+mod consumers;
+mod orders;
+mod producers;
+mod questions;
+mod tags;
+
+use std::{pin::pin, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use swarmmq_protocol::{
+    error::{Code, Outcome},
+    frame::{self, Answer, Frame, FrameHeader, FrameKind, Ping},
+    id::ClusterId,
+    session::handshake::ClientReady,
+};
+use tokio::sync::{mpsc, oneshot};
+
+use self::{
+    clock::Clock,
+    consumers::Consumers,
+    producers::Producers,
+    questions::Questions,
+    tags::{Owner, Tags},
+};
+pub(crate) use self::{
+    clock::after,
+    consumers::{OUTBOX_MESSAGES, Settlement, Subscription},
+    questions::{Question, Reply},
+};
+use crate::{
+    Error, Options, ProducerOptions,
+    connection::{CONNECT_TIME_MAX, ConnectError, Connection},
+    producer::Submission,
+};
+
+/// First pause between attempts to connect; doubles up to [`RECONNECT_MAX`].
+const RECONNECT_FIRST: Duration = Duration::from_millis(10);
+/// Longest pause between attempts. A connection that lived at least so long was a good one.
+const RECONNECT_MAX: Duration = Duration::from_millis(400);
+/// Commands taken before the sessions are pumped.
+const COMMANDS_PER_TURN: usize = 8192;
+/// Longest sleep without anything to wait for.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+/// Shortest silence after which a connection may be given up.
+const SILENCE_MIN: Duration = Duration::from_millis(100);
+/// Longest.
+const SILENCE_MAX: Duration = Duration::from_secs(3600);
+
+/// What the program asks of its connection.
+pub(crate) enum Command {
+    OpenProducer {
+        number: u64,
+        options: ProducerOptions,
+    },
+    Submit(Submission),
+    CloseProducer {
+        number: u64,
+        done: Option<oneshot::Sender<()>>,
+    },
+    OpenConsumer(Box<Subscription>),
+    Settle(Settlement),
+    /// The program took messages: there is room in an outbox.
+    Taken,
+    CloseConsumer {
+        number: u64,
+        done: Option<oneshot::Sender<()>>,
+    },
+    Ask(Question, tokio::time::Instant),
+    Close {
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// Who waits for the first connection: which cluster it is, and how many shards it has.
+pub(crate) type First = oneshot::Sender<Result<(ClusterId, u32), Error>>;
+
+struct Closing {
+    until: tokio::time::Instant,
+    done: Vec<oneshot::Sender<()>>,
+}
+
+/// How serving a connection ended.
+enum Served {
+    /// It broke.
+    Broken,
+    /// The program wants no more.
+    Done,
+}
+
+pub(crate) struct Driver {
+    options: Options,
+    inbox: mpsc::UnboundedReceiver<Command>,
+    /// Every handle of the program is gone: nothing more will be asked.
+    abandoned: bool,
+    first: Option<First>,
+    cluster: Option<ClusterId>,
+    clock: Clock,
+    tags: Tags,
+    producers: Producers,
+    consumers: Consumers,
+    questions: Questions,
+    closing: Option<Closing>,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        options: Options,
+        inbox: mpsc::UnboundedReceiver<Command>,
+        commands: mpsc::WeakUnboundedSender<Command>,
+        first: First,
+    ) -> Self {
+        let clock = Clock::start();
+        let goodbye = options.close_timeout;
+        Self {
+            clock,
+            abandoned: false,
+            first: Some(first),
+            cluster: None,
+            tags: Tags::default(),
+            producers: Producers::new(clock, options.keyring.clone(), tags::ORDERS, goodbye),
+            consumers: Consumers::new(clock, &options.keyring, commands, goodbye),
+            questions: Questions::new(tags::QUESTIONS, &options.keyring),
+            closing: None,
+            options,
+            inbox,
+        }
+    }
+
+    /// Runs until the program closes the connection or drops every handle.
+    pub(crate) async fn run(mut self) {
+        self.live().await;
+        self.end();
+    }
+
+    async fn live(&mut self) {
+        let servers = self.options.servers.clone();
+        if servers.is_empty() {
+            self.no_connection(Error::Unreachable { servers: String::new(), last: "none was given".into() });
+            return;
+        }
+        let give_up = after(self.options.connect_timeout);
+        let mut pause = RECONNECT_FIRST;
+        // Anywhere in the list, so that not all clients go to the same node.
+        let mut attempt = usize::from_be_bytes(crate::random()) % servers.len();
+        let mut refusals = 0;
+        loop {
+            let server = &servers[attempt % servers.len()];
+            attempt = attempt.wrapping_add(1);
+            let began = tokio::time::Instant::now();
+            let mut deadline = began + CONNECT_TIME_MAX;
+            if self.first.is_some() {
+                deadline = deadline.min(give_up);
+            }
+            let connecting = Connection::open(
+                server.clone(),
+                self.options.keyring.clone(),
+                self.options.principal.clone(),
+                deadline,
+            );
+            let Some(connected) = self.detached(connecting).await else { return };
+            match connected.and_then(|(connection, ready)| self.same_cluster(connection, ready)) {
+                Ok((connection, ready)) => {
+                    refusals = 0;
+                    let began = tokio::time::Instant::now();
+                    if !self.connected(&ready) {
+                        return;
+                    }
+                    if let Served::Done = self.serve(connection).await {
+                        return;
+                    }
+                    self.disconnected();
+                    if began.elapsed() >= RECONNECT_MAX {
+                        pause = RECONNECT_FIRST;
+                    }
+                }
+                Err(error) => {
+                    let fatal = match error {
+                        ConnectError::Refused(error) => {
+                            refusals += 1;
+                            // One wrong address among good ones must not be the end.
+                            (refusals >= servers.len()).then_some(error)
+                        }
+                        ConnectError::Io(last) => {
+                            refusals = 0;
+                            let late = tokio::time::Instant::now() >= give_up;
+                            late.then(|| Error::Unreachable { servers: servers.join(","), last })
+                        }
+                    };
+                    if let Some(error) = fatal
+                        && self.first.is_some()
+                    {
+                        self.no_connection(error);
+                        return;
+                    }
+                }
+            }
+            let jitter = 0.5 + f64::from(u16::from_be_bytes(crate::random())) / 65_536.0;
+            let mut until = tokio::time::Instant::now() + pause.mul_f64(jitter);
+            if self.first.is_some() {
+                until = until.min(give_up);
+            }
+            pause = (pause * 2).min(RECONNECT_MAX);
+            if self.detached(tokio::time::sleep_until(until)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    fn no_connection(&mut self, error: Error) {
+        if let Some(first) = self.first.take() {
+            told(first, Err(error));
+        }
+    }
+
+    /// A server of another cluster would take what is repeated as if it were new.
+    fn same_cluster(
+        &self,
+        connection: Connection,
+        ready: ClientReady,
+    ) -> Result<(Connection, ClientReady), ConnectError> {
+        match self.cluster {
+            Some(ours) if ours != ready.cluster => Err(ConnectError::Io(format!(
+                "a server belongs to cluster {} and not to {ours}",
+                ready.cluster
+            ))),
+            _ => Ok((connection, ready)),
+        }
+    }
+
+    /// Sessions begin or go on. False: whoever asked for the connection is gone.
+    fn connected(&mut self, ready: &ClientReady) -> bool {
+        self.cluster = Some(ready.cluster);
+        let welcome = &ready.welcome;
+        if let Some(first) = self.first.take()
+            && first.send(Ok((ready.cluster, welcome.shard_count))).is_err()
+        {
+            return false;
+        }
+        let window = (welcome.publish_window_messages, welcome.publish_window_bytes);
+        self.producers.connected(window, welcome.shard_count);
+        self.consumers.connected();
+        true
+    }
+
+    fn disconnected(&mut self) {
+        self.producers.disconnected();
+        self.consumers.disconnected();
+        self.questions.disconnected();
+    }
+
+    /// Does `wait` without a connection. Commands are taken and deadlines pass meanwhile. `None`: the program is done.
+    async fn detached<T>(&mut self, wait: impl Future<Output = T>) -> Option<T> {
+        let mut wait = pin!(wait);
+        let mut nowhere = BytesMut::new();
+        loop {
+            self.questions.expire(self.clock.now());
+            self.producers.pump(&mut self.tags, &mut nowhere);
+            self.consumers.tell(&mut self.tags);
+            if self.closed(false) {
+                return None;
+            }
+            let wake = self.next_wake();
+            tokio::select! {
+                biased;
+                done = &mut wait => return Some(done),
+                command = self.inbox.recv(), if !self.abandoned => self.take_commands(command),
+                () = tokio::time::sleep_until(wake) => {}
+            }
+        }
+    }
+
+    /// Serves one connection until it breaks or the program is done.
+    async fn serve(&mut self, mut connection: Connection) -> Served {
+        loop {
+            if self.is_dead(&mut connection) {
+                return Served::Broken;
+            }
+            self.questions.pump(self.clock.now(), &mut connection.out);
+            self.producers.pump(&mut self.tags, &mut connection.out);
+            self.consumers.pump(&mut connection.out);
+            self.consumers.tell(&mut self.tags);
+            if connection.write().is_err() {
+                return Served::Broken;
+            }
+            // A node that does not read must not keep the program from ending.
+            if self.closed(true) && (self.is_late() || !connection.has_output()) {
+                return Served::Done;
+            }
+            let wake = self.next_wake().min(connection.checked_at() + self.ping_pause());
+            tokio::select! {
+                biased;
+                ready = connection.ready() => {
+                    if ready.is_err() || !self.hear(&mut connection) {
+                        return Served::Broken;
+                    }
+                    self.take_waiting_commands();
+                }
+                command = self.inbox.recv(), if !self.abandoned => self.take_commands(command),
+                () = tokio::time::sleep_until(wake) => {}
+            }
+        }
+    }
+
+    /// Half of the silence that is bearable: then a question, then the same time for its answer.
+    fn ping_pause(&self) -> Duration {
+        (self.options.silence_max / 2).clamp(SILENCE_MIN / 2, SILENCE_MAX / 2)
+    }
+
+    /// Asks a connection on which nothing is heard whether it lives. True: it has not answered.
+    ///
+    /// A node that loses power sends no farewell: without this, a consumer that only waits would wait for ever.
+    fn is_dead(&self, connection: &mut Connection) -> bool {
+        let now = tokio::time::Instant::now();
+        let silent = connection.checked_at() + self.ping_pause() <= now;
+        if silent && !connection.is_asked() {
+            frame::encode(&Ping, tags::QUESTIONS << 48, &mut connection.out);
+            connection.asked();
+            return false;
+        }
+        silent
+    }
+
+    fn next_wake(&self) -> tokio::time::Instant {
+        let wakes = [self.producers.next_wake(), self.consumers.next_wake(), self.questions.next_wake()];
+        let next = wakes.into_iter().flatten().min().map(|at| self.clock.at(at));
+        let next = next.unwrap_or_else(|| tokio::time::Instant::now() + SLEEP_MAX);
+        self.closing.as_ref().map_or(next, |closing| next.min(closing.until))
+    }
+
+    /// Takes a command and what has gathered behind it, so that everything at hand goes out together.
+    fn take_commands(&mut self, first: Option<Command>) {
+        match first {
+            Some(command) => {
+                self.command(command);
+                self.take_waiting_commands();
+            }
+            None => {
+                self.abandoned = true;
+                self.begin_close(None);
+            }
+        }
+    }
+
+    fn take_waiting_commands(&mut self) {
+        for _ in 0..COMMANDS_PER_TURN {
+            let Ok(command) = self.inbox.try_recv() else { break };
+            self.command(command);
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::OpenProducer { number, options } => self.producers.open(&mut self.tags, number, options),
+            Command::Submit(submission) => self.producers.submit(submission),
+            Command::CloseProducer { number, done } => self.producers.close(number, done),
+            Command::OpenConsumer(subscription) => self.consumers.open(&mut self.tags, *subscription),
+            Command::Settle(settlement) => self.consumers.settle(settlement),
+            // The turn that follows hands out what there is room for.
+            Command::Taken => {}
+            Command::CloseConsumer { number, done } => self.consumers.close(number, done),
+            Command::Ask(question, until) => self.questions.ask(question, self.clock.of(until)),
+            Command::Close { done } => self.begin_close(Some(done)),
+        }
+    }
+
+    /// Reads frames and hands them to their rooms. False: the connection is over.
+    fn hear(&mut self, connection: &mut Connection) -> bool {
+        let open = matches!(connection.read(), Ok(true));
+        loop {
+            match connection.next_frame() {
+                Ok(Some((header, body))) => {
+                    if !self.frame(header, body, connection) {
+                        return false;
+                    }
+                }
+                Ok(None) => break,
+                Err(_) => return false,
+            }
+        }
+        open
+    }
+
+    fn frame(&mut self, header: FrameHeader, body: Bytes, connection: &mut Connection) -> bool {
+        let Ok(frame) = Frame::decode(header.kind, body) else { return false };
+        let request = header.request;
+        let tag = request >> 48;
+        let owner = self.tags.owner(tag);
+        match frame {
+            Frame::Deliver(deliver) => {
+                if let Some(Owner::Consumer(number)) = self.tags.owner(deliver.subscription.into()) {
+                    self.consumers.delivered(number, deliver);
+                }
+            }
+            Frame::LeaseLost(lost) => {
+                if let Some(Owner::Consumer(number)) = self.tags.owner(lost.subscription.into()) {
+                    self.consumers.lease_lost(number, &lost);
+                }
+            }
+            Frame::Published(published) => {
+                if let Some(Owner::Producer(number)) = owner {
+                    self.producers.published(number, request, &published);
+                }
+            }
+            Frame::Subscribed(subscribed) => {
+                if let Some(Owner::Consumer(number)) = owner {
+                    self.consumers.subscribed(number, request, &subscribed);
+                }
+            }
+            Frame::Settled(settled) => {
+                if let Some(Owner::Consumer(number)) = owner {
+                    self.consumers.settled(number, request, &settled);
+                }
+            }
+            Frame::Answer(answer) => match owner {
+                Some(Owner::Producer(number)) => self.producers.answered(number, request, &answer),
+                Some(Owner::Consumer(number)) => self.consumers.answered(number, request, &answer),
+                None if tag == tags::ORDERS => self.producers.unresolved(request, &answer),
+                None => self.questions.answered(request, &answer),
+            },
+            Frame::Resolved(resolved) if tag == tags::ORDERS => {
+                self.producers.resolved(request, resolved.order);
+            }
+            Frame::Resolved(resolved) => self.questions.resolved(request, resolved.order),
+            Frame::AdminReply(reply) => self.questions.admin(request, reply.0),
+            Frame::Peeked(peeked) => self.questions.peeked(request, peeked),
+            Frame::Ping(_) => frame::encode(&frame::Pong, request, &mut connection.out),
+            // The node is stopping: what is under way will be repeated elsewhere, or when it is back.
+            Frame::GoAway(_) => {}
+            Frame::Refused(_) => return false,
+            _ => return header.kind == FrameKind::Pong,
+        }
+        true
+    }
+
+    fn begin_close(&mut self, done: Option<oneshot::Sender<()>>) {
+        self.producers.close_all();
+        self.consumers.close_all();
+        let until = after(self.options.close_timeout);
+        self.closing.get_or_insert_with(|| Closing { until, done: Vec::new() }).done.extend(done);
+    }
+
+    /// Whether closing was asked for and is complete, or has taken too long.
+    fn closed(&self, connected: bool) -> bool {
+        let idle = self.producers.is_idle() && self.consumers.is_idle();
+        let nothing_to_say = !connected && self.producers.is_quiet() && self.consumers.is_quiet();
+        self.closing.is_some() && (idle || nothing_to_say || self.is_late())
+    }
+
+    fn is_late(&self) -> bool {
+        self.closing.as_ref().is_some_and(|closing| closing.until <= tokio::time::Instant::now())
+    }
+
+    /// Tells everybody who still waits what is certain.
+    fn end(&mut self) {
+        self.inbox.close();
+        while let Ok(command) = self.inbox.try_recv() {
+            match command {
+                Command::Submit(submission) => told(submission.reply, Err(Error::Closed)),
+                Command::OpenConsumer(subscription) => told(subscription.joined, Err(Error::Closed)),
+                Command::Settle(settlement) => told(settlement.reply, Err(Error::Closed)),
+                Command::Ask(question, _) => question.fail(Error::Closed),
+                // Whoever waits for an end learns it from the reply that is dropped.
+                Command::OpenProducer { .. }
+                | Command::CloseProducer { .. }
+                | Command::Taken
+                | Command::CloseConsumer { .. }
+                | Command::Close { .. } => {}
+            }
+        }
+        self.producers.end();
+        self.consumers.end();
+        self.questions.end();
+        for done in self.closing.take().into_iter().flat_map(|closing| closing.done) {
+            // The program may have stopped waiting.
+            let _unheard = done.send(()).is_err();
+        }
+    }
+}
+
+/// Answers the program, which may have stopped waiting.
+fn told<T>(reply: oneshot::Sender<T>, result: T) {
+    let _unheard = reply.send(result).is_err();
+}
+
+/// A node's answer other than ok.
+fn refusal(answer: &Answer) -> Error {
+    let code = Code::from_number(answer.code).unwrap_or(Code::Malformed);
+    let message = answer.message.clone();
+    match answer.outcome {
+        Outcome::Unknown => Error::Unknown { code, message },
+        _ => Error::Failed { code, message },
+    }
+}

@@ -1,0 +1,7 @@
+//! The client against a node that does what each test wants: breaks connections, loses answers, says no.
+
+mod asking;
+mod connecting;
+mod consuming;
+mod fake;
+mod producing;
