@@ -30,6 +30,8 @@ use self::{
 const SEGMENT_BYTES: u32 = 64 << 20;
 /// Payload bytes kept in memory.
 const CACHE_BYTES_MAX: usize = 48 << 20;
+/// Messages that the logged horizon runs ahead of deliveries.
+const HORIZON_AHEAD: u64 = 1024;
 /// Of the disk, one part in so many is kept for settlements.
 const RESERVE_FRACTION: u64 = 20;
 /// On small disks, at least so much.
@@ -154,6 +156,7 @@ fn open(
         admission_key: keyring.admission_key,
         segment_bytes: SEGMENT_BYTES,
         cache_bytes_max: CACHE_BYTES_MAX,
+        horizon_ahead: HORIZON_AHEAD,
         reserve_bytes: (files.total_bytes() / RESERVE_FRACTION).max(RESERVE_BYTES_MIN),
         seed: identity.incarnation,
         version: env!("CARGO_PKG_VERSION").to_owned(),

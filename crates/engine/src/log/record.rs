@@ -4,8 +4,9 @@
 //!  0          4        5      8          12         16          24          32         40
 //!  | body u32 | kind u8| zero | shard u32| crc u32  | index u64 | epoch u64 | chain u64| body | zero to 8 |
 //! ```
-//! The CRC-32C covers the segment's number, which is not stored here, then everything but itself, padding included. So a
-//! record of a recycled segment does not check, and no flipped bit goes unnoticed. `chain` continues from the record
+//! The CRC-32C covers the log's name and the segment's number, which are not stored here, then everything but itself,
+//! padding included. So a record of a recycled segment does not check, no flipped bit goes unnoticed, and bytes that a
+//! client chose do not look like a record, because the log's name holds a random number that clients do not know. `chain` continues from the record
 //! before, so that records cannot be exchanged for older ones that once stood in the same place.
 
 use crc_fast::{CrcAlgorithm, Digest, checksum};
@@ -56,10 +57,20 @@ pub(super) fn next_chain(chain: u64, crc: u32) -> u64 {
     x ^ (x >> 29)
 }
 
-fn crc_of(segment: u32, record: &[u8]) -> u32 {
+/// Where a record lies, as far as its checksum knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Home {
+    pub log_id: u128,
+    pub segment: u32,
+}
+
+fn crc_of(home: Home, record: &[u8]) -> u32 {
+    let mut head = [0; 32];
+    head[..16].copy_from_slice(&home.log_id.to_be_bytes());
+    head[16..20].copy_from_slice(&home.segment.to_be_bytes());
+    head[20..].copy_from_slice(&record[..12]);
     let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-    digest.update(&segment.to_be_bytes());
-    digest.update(&record[..12]);
+    digest.update(&head);
     digest.update(&record[16..]);
     digest.finalize() as u32
 }
@@ -74,7 +85,7 @@ pub(super) struct Label {
 }
 
 /// Appends a record to `out`, whose end is a record boundary. Returns its CRC, which continues the chain.
-pub(super) fn put(out: &mut Vec<u8>, segment: u32, chain: u64, label: Label, body: &[&[u8]]) -> u32 {
+pub(super) fn put(out: &mut Vec<u8>, home: Home, chain: u64, label: Label, body: &[&[u8]]) -> u32 {
     let start = out.len();
     let body_bytes: usize = body.iter().map(|part| part.len()).sum();
     out.extend_from_slice(&(body_bytes as u32).to_be_bytes());
@@ -86,7 +97,7 @@ pub(super) fn put(out: &mut Vec<u8>, segment: u32, chain: u64, label: Label, bod
     out.extend_from_slice(&chain.to_be_bytes());
     body.iter().for_each(|part| out.extend_from_slice(part));
     out.resize(start + record_bytes(body_bytes), 0);
-    let crc = crc_of(segment, &out[start..]);
+    let crc = crc_of(home, &out[start..]);
     out[start + 12..start + 16].copy_from_slice(&crc.to_be_bytes());
     crc
 }
@@ -103,7 +114,7 @@ pub(super) struct Found<'a> {
 }
 
 /// The record at the start of `bytes`, if there is a whole one that checks.
-pub(super) fn read(segment: u32, bytes: &[u8]) -> Option<Found<'_>> {
+pub(super) fn read(home: Home, bytes: &[u8]) -> Option<Found<'_>> {
     let head = bytes.get(..RECORD_HEADER_BYTES)?;
     let number = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().expect("4 of 40 bytes"));
     let long = |at: usize| u64::from_be_bytes(head[at..at + 8].try_into().expect("8 of 40 bytes"));
@@ -114,7 +125,7 @@ pub(super) fn read(segment: u32, bytes: &[u8]) -> Option<Found<'_>> {
     let total = record_bytes(body_bytes);
     let record = bytes.get(..total)?;
     let crc = number(12);
-    if crc_of(segment, record) != crc {
+    if crc_of(home, record) != crc {
         return None;
     }
     let body = &record[RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + body_bytes];

@@ -8,7 +8,7 @@
 use super::{
     Config, Position, Tail,
     record::{
-        self, ALIGN, BATCH_BODY_BYTES, KIND_BATCH, RECORD_HEADER_BYTES, RecordRef, could_be_batch,
+        self, ALIGN, BATCH_BODY_BYTES, Home, KIND_BATCH, RECORD_HEADER_BYTES, RecordRef, could_be_batch,
         next_chain, record_bytes,
     },
     segment::{SEGMENT_HEADER_BYTES, SegmentHeader},
@@ -76,6 +76,13 @@ impl Recovery {
     pub fn segment(&mut self, sequence: u32, bytes: &[u8], visit: &mut dyn FnMut(RecordRef<'_>)) {
         assert_eq!(self.order.get(self.next), Some(&sequence), "segments are read in their order");
         self.next += 1;
+        if SegmentHeader::is_foreign(bytes, self.config.log_id) {
+            // Not ours to write over, whatever it is.
+            let whole = |offset| Position { segment: sequence, offset };
+            self.stop(whole(0), true);
+            self.corrupt.push((whole(0), whole(bytes.len() as u32)));
+            return;
+        }
         let mut at = 0;
         if self.end.is_none() {
             match self.enter(sequence, bytes) {
@@ -92,7 +99,7 @@ impl Recovery {
             // synced. The next one would.
             from = from.max(SEGMENT_HEADER_BYTES as usize + record_bytes(BATCH_BODY_BYTES));
         }
-        if let Some(proof) = find_batch(sequence, bytes, from) {
+        if let Some(proof) = find_batch(self.home(sequence), bytes, from) {
             self.corrupt.push((end, Position { segment: sequence, offset: proof as u32 }));
             self.resync(sequence, bytes, proof);
         }
@@ -123,7 +130,7 @@ impl Recovery {
         mut at: usize,
         visit: &mut dyn FnMut(RecordRef<'_>),
     ) -> usize {
-        while let Some(found) = record::read(sequence, &bytes[at..]) {
+        while let Some(found) = record::read(self.home(sequence), &bytes[at..]) {
             if found.chain != self.tail.chain {
                 break;
             }
@@ -146,12 +153,16 @@ impl Recovery {
         }
         let last = self.next == self.order.len();
         let next_follows = !last && self.order[self.next] == sequence + 1;
-        let proof = find_batch(sequence, bytes, at.next_multiple_of(ALIGN)).is_some();
+        let proof = find_batch(self.home(sequence), bytes, at.next_multiple_of(ALIGN)).is_some();
         if proof || !next_follows {
             let rest = &bytes[at..];
             self.stop(Position { segment: sequence, offset: at as u32 }, !blank(rest));
         }
         at
+    }
+
+    fn home(&self, segment: u32) -> Home {
+        Home { log_id: self.config.log_id, segment }
     }
 
     fn stop(&mut self, at: Position, dirty: bool) {
@@ -163,10 +174,10 @@ impl Recovery {
     /// After rot: counts on from a whole batch, only to name further damage.
     fn resync(&mut self, sequence: u32, bytes: &[u8], from: usize) {
         let mut at = from;
-        while let Some(found) = record::read(sequence, &bytes[at..]) {
+        while let Some(found) = record::read(self.home(sequence), &bytes[at..]) {
             at += found.bytes;
         }
-        if let Some(proof) = find_batch(sequence, bytes, at.next_multiple_of(ALIGN)) {
+        if let Some(proof) = find_batch(self.home(sequence), bytes, at.next_multiple_of(ALIGN)) {
             self.corrupt.push((
                 Position { segment: sequence, offset: at as u32 },
                 Position { segment: sequence, offset: proof as u32 },
@@ -190,10 +201,10 @@ impl Recovery {
 }
 
 /// The first whole batch record of this segment at or after `from`.
-fn find_batch(sequence: u32, bytes: &[u8], from: usize) -> Option<usize> {
+fn find_batch(home: Home, bytes: &[u8], from: usize) -> Option<usize> {
     (from..bytes.len().saturating_sub(RECORD_HEADER_BYTES)).step_by(ALIGN).find(|at| {
         could_be_batch(&bytes[*at..])
-            && record::read(sequence, &bytes[*at..]).is_some_and(|found| found.label.kind == KIND_BATCH)
+            && record::read(home, &bytes[*at..]).is_some_and(|found| found.label.kind == KIND_BATCH)
     })
 }
 

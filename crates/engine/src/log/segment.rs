@@ -44,6 +44,15 @@ impl SegmentHeader {
 
     /// `None`: blank, foreign, of another number, or damaged; any flipped bit of the block makes it so.
     pub(super) fn read(bytes: &[u8], log_id: u128, sequence: u32) -> Option<Self> {
+        Self::read_any(bytes).filter(|header| header.log_id == log_id && header.sequence == sequence)
+    }
+
+    /// Whether this is the first block of a segment of another log.
+    pub(super) fn is_foreign(bytes: &[u8], log_id: u128) -> bool {
+        Self::read_any(bytes).is_some_and(|header| header.log_id != log_id)
+    }
+
+    fn read_any(bytes: &[u8]) -> Option<Self> {
         let block = bytes.get(..SEGMENT_HEADER_BYTES as usize)?;
         let crc = u32::from_be_bytes(block[USED..USED + 4].try_into().expect("4 bytes"));
         if &block[..8] != MAGIC
@@ -54,13 +63,12 @@ impl SegmentHeader {
         }
         let number = |at: usize| u32::from_be_bytes(block[at..at + 4].try_into().expect("4 bytes"));
         let long = |at: usize| u64::from_be_bytes(block[at..at + 8].try_into().expect("8 bytes"));
-        let header = Self {
+        Some(Self {
             log_id: u128::from_be_bytes(block[8..24].try_into().expect("16 bytes")),
             sequence: number(24),
             previous_end: Position { segment: number(28), offset: number(32) },
             chain: long(40),
             created_at: WallTime(long(48)),
-        };
-        (header.log_id == log_id && header.sequence == sequence).then_some(header)
+        })
     }
 }

@@ -228,7 +228,7 @@ fn used_bytes(disk: &Disk, segment: u32, end: Position) -> usize {
     }
     let file = &disk.0[&segment];
     let mut at = SEGMENT_HEADER_BYTES as usize;
-    while let Some(found) = record::read(segment, &file[at..]) {
+    while let Some(found) = record::read(record::Home { log_id: CONFIG.log_id, segment }, &file[at..]) {
         at += found.bytes;
     }
     at
@@ -253,6 +253,31 @@ fn old_records_of_a_recycled_segment_are_not_records() {
     let (found, verdict) = disk.recover();
     assert!(found.len() > records.len());
     assert!(!matches!(verdict, Verdict::Corrupt { .. }), "{verdict:?}");
+}
+
+#[test]
+fn a_message_that_looks_like_a_batch_record_proves_nothing() {
+    // A client knows everything but the log's name; its message is torn by a crash.
+    let forge = |log_id| {
+        let mut forged = Vec::new();
+        let label = record::Label { kind: record::KIND_BATCH, shard: 0, index: 0, epoch: 0 };
+        record::put(&mut forged, record::Home { log_id, segment: 1 }, 0, label, &[&99u64.to_be_bytes()]);
+        let mut writer = Writer::new(CONFIG, Tail::fresh());
+        let mut disk = Disk::default();
+        for body in [&[7; 64][..], &forged] {
+            let place = writer.append(1, 3, 1, 1, &[body]);
+            let append = writer.take(WallTime(1)).unwrap();
+            disk.apply(&append);
+            writer.synced(append.batch);
+            disk.0.get_mut(&1).unwrap()[place.offset as usize - 1] ^= u8::from(body == forged);
+        }
+        disk.recover().1
+    };
+    assert!(matches!(forge(CONFIG.log_id ^ 1), Verdict::Torn { .. }));
+    assert!(
+        matches!(forge(CONFIG.log_id), Verdict::Corrupt { .. }),
+        "the trick works for who knows the name"
+    );
 }
 
 #[test]

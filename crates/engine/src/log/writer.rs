@@ -8,7 +8,7 @@ use swarmmq_protocol::time::WallTime;
 
 use super::{
     Append, Config, Position, SegmentWrite, Tail,
-    record::{self, KIND_BATCH, Label, MAX_BODY_BYTES, RECORD_HEADER_BYTES, next_chain, record_bytes},
+    record::{self, Home, KIND_BATCH, Label, MAX_BODY_BYTES, RECORD_HEADER_BYTES, next_chain, record_bytes},
     segment::{SEGMENT_HEADER_BYTES, SegmentHeader},
 };
 
@@ -28,7 +28,9 @@ pub struct Writer {
     chain: u64,
     next_batch: u64,
     building: Vec<Building>,
-    in_flight: Option<u64>,
+    /// The batch in flight and where it ends.
+    in_flight: Option<(u64, Position)>,
+    synced_end: Position,
     /// The latest batch record says less than what is synced.
     lags: bool,
     holds_data: bool,
@@ -49,6 +51,7 @@ impl Writer {
             next_batch: tail.batch,
             building: Vec::new(),
             in_flight: None,
+            synced_end: tail.position,
             lags: false,
             holds_data: false,
             wall: WallTime(0),
@@ -93,7 +96,8 @@ impl Writer {
             });
         }
         let building = self.building.last_mut().expect("pushed above");
-        let crc = record::put(&mut building.bytes, self.tail.segment, self.chain, label, body);
+        let home = Home { log_id: self.config.log_id, segment: self.tail.segment };
+        let crc = record::put(&mut building.bytes, home, self.chain, label, body);
         self.chain = next_chain(self.chain, crc);
         let place = Position { offset: self.tail.offset + RECORD_HEADER_BYTES as u32, ..self.tail };
         self.tail.offset += bytes;
@@ -131,7 +135,7 @@ impl Writer {
         }
         let batch = self.next_batch;
         self.next_batch += 1;
-        self.in_flight = Some(batch);
+        self.in_flight = Some((batch, self.tail));
         let writes = self
             .building
             .drain(..)
@@ -148,7 +152,20 @@ impl Writer {
 
     /// The batch is on stable storage.
     pub fn synced(&mut self, batch: u64) {
-        assert_eq!(self.in_flight.take(), Some(batch), "only the batch in flight can be synced");
+        let (expected, end) = self.in_flight.take().expect("a batch is in flight");
+        assert_eq!(expected, batch, "only the batch in flight can be synced");
+        self.synced_end = end;
+    }
+
+    /// Of `length` bytes from `place` on, how many may be read and kept: what lies beyond the latest synced batch will be
+    /// written later, so a copy of it would be stale.
+    pub fn readable(&self, place: Position, length: u32) -> u32 {
+        let end = if place.segment < self.synced_end.segment {
+            self.config.segment_bytes
+        } else {
+            self.synced_end.offset
+        };
+        length.min(end.saturating_sub(place.offset))
     }
 
     /// Whether something is synced that no batch record says yet.

@@ -40,6 +40,9 @@ pub struct Config {
     pub segment_bytes: u32,
     /// Payload bytes kept in memory for delivery without reading the disk.
     pub cache_bytes_max: usize,
+    /// How far ahead of deliveries the horizon is logged, in messages: more costs fewer entries, and more messages that
+    /// wait for re-claims after a restart.
+    pub horizon_ahead: u64,
     /// Free bytes on the disk below which publishes are refused.
     pub reserve_bytes: u64,
     /// Seed of everything random that is no secret: election timeouts, jitter.

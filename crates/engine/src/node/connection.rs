@@ -7,6 +7,7 @@ use swarmmq_protocol::{
     error::{Code, Outcome as Fate},
     frame::{self, Answer as Reply, Body, Frame, FrameError, FrameHeader, FrameKind, GoAway, Pong, Refused},
     id::ShardId,
+    limits::SEQUENCE_MAX,
     session::handshake::ServerHandshake,
 };
 
@@ -159,6 +160,9 @@ impl Node {
                     created_at: open.created_at,
                 };
                 self.propose_plain(now, connection, request, open.shard, &event);
+            }
+            Frame::Skip(skip) if skip.last.0 > SEQUENCE_MAX => {
+                self.fail(connection, request, Code::Malformed, "no session has so many messages");
             }
             Frame::Skip(skip) => {
                 let event = Event::Skipped {

@@ -276,13 +276,17 @@ impl Node {
         }
     }
 
-    /// Bytes arrived for a shard: looks that waited for them are tried again.
-    pub(super) fn peek_again(&mut self, shard: usize) {
+    /// Bytes arrived for a shard, or cannot be read: looks that waited for them are tried again, or end.
+    pub(super) fn peek_again(&mut self, shard: usize, readable: bool) {
         let waiting: Vec<u64> =
             self.peeks.iter().filter(|(_, (index, _))| *index == shard).map(|(number, _)| *number).collect();
         for number in waiting {
             let (_, pending) = self.peeks.remove(&number).expect("listed above");
-            self.peek(pending.connection, pending.request, pending.frame);
+            if readable {
+                self.peek(pending.connection, pending.request, pending.frame);
+            } else {
+                self.fail(pending.connection, pending.request, Code::LogStopped, "the log cannot be read");
+            }
         }
     }
 }

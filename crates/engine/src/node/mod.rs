@@ -99,6 +99,8 @@ pub struct Node {
     /// Data shards in order, then the cluster's own.
     shards: Vec<Shard>,
     dirty: Vec<bool>,
+    /// When each shard has something to do by itself, as of its latest flush: looking costs as much as its groups.
+    wakes: Vec<Option<Instant>>,
     connections: BTreeMap<ConnectionId, Connection>,
     /// Connections with bytes to send.
     talking: BTreeSet<ConnectionId>,
@@ -151,6 +153,7 @@ impl Node {
         let space = Space { segments: segments.into_iter().collect() };
         Self {
             dirty: vec![true; shards.len()],
+            wakes: vec![None; shards.len()],
             config,
             writer,
             shards,
@@ -189,11 +192,16 @@ impl Node {
             Input::Disconnected { connection } => self.disconnected(connection),
             Input::Synced { batch } => self.synced(now, batch),
             Input::DiskFailed { what } => self.disk_failed(now, &what),
-            Input::Read { ticket, result } => self.read(ticket, result),
+            Input::Read { ticket, result } => self.read(now, ticket, result),
             Input::DiskSpace { free_bytes } => self.free_bytes = free_bytes,
             Input::Drain => self.drain(),
             Input::Woken => {}
         }
+    }
+
+    /// Its shards: data shards in order, then the cluster's own.
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
     }
 
     /// Whether `connection` has proven that it knows the access token.
@@ -204,7 +212,7 @@ impl Node {
     /// What is to be done now, after a burst of inputs: everything at hand goes into one batch and one write each.
     pub fn flush(&mut self, now: Now, out: &mut Effects) {
         for shard in 0..self.shards.len() {
-            if self.shards[shard].next_wake().is_some_and(|at| at <= now.monotonic) {
+            if self.wakes[shard].is_some_and(|at| at <= now.monotonic) {
                 self.dirty[shard] = true;
             }
         }
@@ -249,12 +257,13 @@ impl Node {
         }
         let watermark = (self.in_flight.is_none() && self.writer.watermark_lags())
             .then_some(self.last_write + WATERMARK_PAUSE);
-        self.shards.iter().map(Shard::next_wake).chain([watermark]).flatten().min()
+        self.wakes.iter().copied().chain([watermark]).flatten().min()
     }
 
     fn flush_shard(&mut self, now: Now, index: usize) {
         let mut work = Work::default();
         self.shards[index].flush(now, &mut self.writer, &mut self.credits, &mut work);
+        self.wakes[index] = self.shards[index].next_wake();
         self.carry(now, index, work);
     }
 
@@ -262,7 +271,7 @@ impl Node {
     fn carry(&mut self, now: Now, index: usize, work: Work) {
         self.promises.rounds.extend(work.rounds.into_iter().map(|round| (index, round)));
         for (place, length) in work.reads {
-            let length = length.min(self.config.segment_bytes - place.offset);
+            let length = self.writer.readable(place, length);
             self.ask(Reading::Shard { shard: index, place }, place, length);
         }
         for (ticket, answer) in work.answers {
@@ -358,24 +367,30 @@ impl Node {
         }
     }
 
-    fn read(&mut self, ticket: u64, result: Result<Bytes, String>) {
+    fn read(&mut self, now: Now, ticket: u64, result: Result<Bytes, String>) {
+        let mut work = Work::default();
         match self.readings.remove(&ticket) {
             None => {}
             Some(Reading::Shard { shard, place }) => {
-                if let Err(error) = &result {
-                    self.counters.problems.push(format!("the log cannot be read at {place:?}: {error}"));
-                }
-                self.shards[shard].read(place, result);
+                let readable = result.is_ok();
+                self.shards[shard].read(place, result, &mut work);
                 self.dirty[shard] = true;
-                self.peek_again(shard);
+                self.carry(now, shard, work);
+                self.peek_again(shard, readable);
             }
             Some(Reading::Move { shard, address, offset }) => {
                 self.moves_outstanding -= 1;
-                let Ok(sealed) = result else { return };
-                let place = self.shards[shard].write_moved(&mut self.writer, &address, offset, &sealed);
-                if let Some(place) = place {
-                    self.promises.moves.push((shard, address, offset, place));
+                match result {
+                    Ok(sealed) => {
+                        let of = &mut self.shards[shard];
+                        let place = of.write_moved(&mut self.writer, &address, offset, &sealed, &mut work);
+                        if let Some(place) = place {
+                            self.promises.moves.push((shard, address, offset, place));
+                        }
+                    }
+                    Err(why) => self.shards[shard].stop(&format!("the log cannot be read: {why}"), &mut work),
                 }
+                self.carry(now, shard, work);
             }
         }
     }
@@ -491,6 +506,11 @@ impl Node {
         for id in ready {
             self.go_away(id, "the node is stopping");
         }
+    }
+
+    /// Whether a shard has not applied yet what it must know. What it does not know is then no proof of absence.
+    fn is_learning(&self) -> bool {
+        self.shards.iter().any(|shard| !shard.is_serving() && shard.stopped().is_none())
     }
 
     /// Refusals that hold for every publish and every change, whatever it says.

@@ -15,7 +15,7 @@ use swarmmq_protocol::{
 use super::{ConnectionId, Node, Now, Waiting, consume::Subscriber};
 use crate::shard::{
     Answer, Work,
-    delivery::SubscriberId,
+    delivery::{Joining, SubscriberId},
     event::{CatalogEvent, Event, Settings, Start},
     state::Outcome,
 };
@@ -100,6 +100,10 @@ impl Node {
     }
 
     pub(super) fn admin(&mut self, now: Now, connection: ConnectionId, request: u64, frame: AdminRequest) {
+        if !matches!(frame, AdminRequest::Status) && self.is_learning() {
+            self.fail(connection, request, Code::NotLeader, "the node does not know everything yet");
+            return;
+        }
         let goal = match frame {
             AdminRequest::AddressCreate { address, order, settings } => {
                 if address.is_dead_letter() {
@@ -136,6 +140,10 @@ impl Node {
     }
 
     fn begin(&mut self, now: Now, connection: ConnectionId, request: u64, goal: Goal) {
+        if self.is_learning() {
+            self.fail(connection, request, Code::NotLeader, "the node does not know everything yet");
+            return;
+        }
         let reads_only = matches!(goal, Goal::Resolve(_));
         if let Some(code) = self.refuses_writes().filter(|_| !reads_only) {
             self.fail(connection, request, code, "this node takes no changes now");
@@ -400,7 +408,14 @@ impl Node {
                 .filter(|held| held.shard == shard.id())
                 .map(|held| (held.offset, held.attempt))
                 .collect();
-            match shard.subscribe(now, id, frame.consumer, &frame.address, &frame.group, &held) {
+            let joining = Joining {
+                subscriber: id,
+                consumer: frame.consumer,
+                address: &frame.address,
+                group: &frame.group,
+                held: &held,
+            };
+            match shard.subscribe(now, &joining) {
                 Ok(gone) => {
                     lost.extend(gone.into_iter().map(|offset| (shard.id(), offset)));
                     terms.push((shard.id(), shard.term()));

@@ -10,7 +10,7 @@ use swarmmq_protocol::{
     error::{Code, Outcome as Fate},
     frame::{Publish, Published, PublishedRun},
     id::{Address, KeyHash, ShardId},
-    limits::{FORGET_AFTER, PUBLISH_WINDOW_BYTES, PUBLISH_WINDOW_MESSAGES},
+    limits::{FORGET_AFTER, PUBLISH_WINDOW_BYTES, PUBLISH_WINDOW_MESSAGES, SEQUENCE_MAX},
     mac,
 };
 
@@ -61,6 +61,9 @@ impl Node {
         if self.free_bytes < self.config.reserve_bytes {
             return Err(Code::DiskFull);
         }
+        if !self.cluster_shard().is_serving() {
+            return Err(Code::NotLeader);
+        }
         if frame.shard == ShardId::CLUSTER {
             return Err(Code::WrongShard);
         }
@@ -78,6 +81,9 @@ impl Node {
             let header = sealed.header();
             if header.shard() != frame.shard {
                 return Err(Code::WrongShard);
+            }
+            if header.sequence().0 == 0 || header.sequence().0 > SEQUENCE_MAX {
+                return Err(Code::Malformed);
             }
             let batch = batch.get_or_insert_with(|| Batch {
                 producer: header.producer(),

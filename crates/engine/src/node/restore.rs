@@ -7,7 +7,7 @@ use swarmmq_protocol::id::ShardId;
 use super::{Config, Node, Now, bug::Bug};
 use crate::{
     log::{RecordRef, Verdict, Writer},
-    shard::restore::{ReadLog, Restore as ShardRestore, RestoreError as ShardError},
+    shard::restore::{ReadLog, Replica, Restore as ShardRestore, RestoreError as ShardError},
 };
 
 /// Why a node cannot start from its log. Nothing changed on disk.
@@ -82,9 +82,9 @@ impl Restore {
             return Err(RestoreError::Inconsistent(what));
         }
         let tail = match verdict {
-            Verdict::Clean { tail } | Verdict::Torn { tail, .. } => tail.clone(),
+            Verdict::Clean { tail } | Verdict::Torn { tail, .. } => *tail,
             Verdict::Corrupt { tail: Some(tail), .. } if self.config.bugs.has(Bug::TruncateCorruption) => {
-                tail.clone()
+                *tail
             }
             Verdict::Corrupt { ranges, .. } => {
                 return Err(RestoreError::Corrupt { what: format!("{ranges:?}") });
@@ -96,8 +96,14 @@ impl Restore {
         let mut shards = Vec::new();
         for id in ids {
             let restore = self.shards.remove(&id.0).unwrap_or_default();
-            let seed = self.config.seed ^ u64::from(id.0);
-            shards.push(restore.finish(id, replica, &[replica], seed, self.config.bugs, read)?);
+            let replica = Replica {
+                id: replica,
+                voters: &[replica],
+                seed: self.config.seed ^ u64::from(id.0),
+                horizon_ahead: self.config.horizon_ahead,
+                bugs: self.config.bugs,
+            };
+            shards.push(restore.finish(id, &replica, read)?);
         }
         Ok(Node::assemble(self.config, now, writer, shards, self.segments))
     }

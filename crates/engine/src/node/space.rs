@@ -61,6 +61,12 @@ impl Space {
         let which = |test: &dyn Fn(&Shard) -> bool| -> Vec<usize> {
             shards.iter().enumerate().filter(|(_, shard)| test(shard)).map(|(index, _)| index).collect()
         };
+        // A shard that stopped keeps what it pins until an operator decides.
+        if shards.iter().any(|shard| {
+            shard.stopped().is_some() && (shard.floor_segment() <= oldest || lies_in(shard, oldest))
+        }) {
+            return Cleaning::Nothing;
+        }
         let pinning = which(&|shard| shard.floor_segment() <= oldest);
         if !pinning.is_empty() {
             return Cleaning::Snapshot(pinning);

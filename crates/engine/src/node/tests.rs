@@ -40,6 +40,7 @@ fn config() -> Config {
         admission_key: MacKey::new([2; 32]),
         segment_bytes: SEGMENT,
         cache_bytes_max: 16 << 10,
+        horizon_ahead: 1024,
         reserve_bytes: 1000,
         seed: 7,
         version: "test".into(),
@@ -499,11 +500,8 @@ fn a_message_refused_ten_times_lies_in_the_dead_letter_queue_with_its_reason() {
     world.ask(connection, &subscribe("a.dlq", "g", 2, 100, vec![]));
     let dead = world.deliveries(connection);
     assert_eq!(dead.len(), 1);
-    assert!(
-        dead[0].reason.contains("group g: 10 failed attempts, the last: said the consumer"),
-        "{}",
-        dead[0].reason
-    );
+    let reason = &dead[0].reason;
+    assert!(reason.contains("group g: 10 failed attempts, the last: said the consumer"), "{reason}");
     // Dead letters do not dead-letter again.
     let bury = world.ask(connection, &settle(2, &[&dead[0]], SettleAction::DeadLetter));
     assert_eq!(fates(bury), settled_ok(1));
@@ -570,11 +568,8 @@ fn attempts_and_dedup_survive_a_restart() {
     assert!(copy.runs[0].duplicate);
     world.ask(connection, &subscribe("a", "g", 2, 1, vec![]));
     world.pass(Duration::from_millis(2100));
-    assert_eq!(
-        world.deliveries(connection)[0].attempt,
-        Attempt(3),
-        "twice sent out before, as far as the log knows"
-    );
+    let attempt = world.deliveries(connection)[0].attempt;
+    assert_eq!(attempt, Attempt(3), "twice sent out before, as far as the log knows");
 }
 
 #[test]
@@ -796,3 +791,9 @@ fn draining_refuses_new_work_and_ends_when_the_old_is_done() {
     world.ask(connection, &subscribe("a", "g", 1, 10, vec![]));
     assert_eq!(world.deliveries(connection).len(), 1);
 }
+
+#[path = "hostile_tests.rs"]
+mod hostile;
+
+#[path = "found_tests.rs"]
+mod found;

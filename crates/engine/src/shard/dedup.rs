@@ -18,6 +18,9 @@ use swarmmq_protocol::{
 
 /// Places of recent messages kept per producer, so that a repeated publish can be told its offset.
 const RUNS_MAX: usize = 32;
+/// Ranges of skipped sequences kept per producer; far more than a window of unanswered messages can hold. Older ones
+/// count as taken, so a skip repeated that late is told to be too late.
+const SKIPPED_MAX: usize = 1024;
 
 /// A session older than this when it is opened could have been forgotten already, and is refused.
 pub const OPEN_AGE_MAX: Duration = Duration::from_secs(FORGET_AFTER.as_secs() / 2);
@@ -39,6 +42,8 @@ pub(super) struct Producer {
     pub seen_at: WallTime,
     pub closed: bool,
     pub recent: VecDeque<Run>,
+    /// Closed without a message: first and last, apart from each other, in order.
+    pub skipped: VecDeque<(Sequence, Sequence)>,
 }
 
 impl Producer {
@@ -48,6 +53,24 @@ impl Producer {
             .rev()
             .find(|run| run.first <= sequence && sequence.0 - run.first.0 < run.count)
             .map(|run| Offset(run.offset.0 + (sequence.0 - run.first.0)))
+    }
+
+    /// Whether all of `first..=last` was skipped. Neighbours are kept as one range, so one range must hold it.
+    fn was_skipped(&self, first: Sequence, last: Sequence) -> bool {
+        self.skipped.iter().rev().any(|(from, to)| *from <= first && last <= *to)
+    }
+
+    fn remember_skipped(&mut self, first: Sequence, last: Sequence) {
+        if let Some((_, to)) = self.skipped.back_mut()
+            && to.0 + 1 == first.0
+        {
+            *to = last;
+            return;
+        }
+        if self.skipped.len() == SKIPPED_MAX {
+            self.skipped.pop_front();
+        }
+        self.skipped.push_back((first, last));
     }
 
     fn remember(&mut self, sequence: Sequence, offset: Offset) {
@@ -163,6 +186,7 @@ impl Producers {
                 seen_at: time,
                 closed: false,
                 recent: VecDeque::new(),
+                skipped: VecDeque::new(),
             },
         );
         Ok(())
@@ -177,7 +201,8 @@ impl Producers {
         known.remember(sequence, offset);
     }
 
-    /// Closes `first..=last` without messages, so that copies of them count as seen. Judged like the first of them.
+    /// Closes `first..=last` without messages, so that copies of them count as seen: all of them or, if a message was
+    /// taken under one of them, none. Repeating a skip is harmless.
     pub(super) fn skip(
         &mut self,
         time: WallTime,
@@ -187,15 +212,24 @@ impl Producers {
         last: Sequence,
     ) -> Verdict {
         let verdict = self.classify(producer, epoch, first);
-        let reaches_on =
-            self.known.get(&producer).is_some_and(|known| known.epoch == epoch && last > known.last);
-        if matches!(verdict, Verdict::New) || (matches!(verdict, Verdict::Seen(_)) && reaches_on) {
-            let known = self.known.get_mut(&producer).expect("classified as known above");
-            known.last = last;
-            known.seen_at = time;
-            return Verdict::New;
+        if !matches!(verdict, Verdict::New | Verdict::Seen(_)) {
+            return verdict;
         }
-        verdict
+        let known = self.known.get_mut(&producer).expect("classified as known above");
+        let fresh = if verdict == Verdict::New { first } else { Sequence(known.last.0 + 1) };
+        // At or below the watermark a sequence was either taken or skipped.
+        if first < fresh && !known.was_skipped(first, last.min(known.last)) {
+            return verdict;
+        }
+        if known.closed && fresh <= last {
+            return Verdict::Fenced;
+        }
+        known.seen_at = time;
+        if fresh <= last {
+            known.remember_skipped(fresh, last);
+            known.last = last;
+        }
+        Verdict::New
     }
 
     /// Ends a session. Its watermark stays until forgotten, so that late copies are still recognised.
@@ -205,6 +239,7 @@ impl Producers {
         {
             known.closed = true;
             known.recent.clear();
+            known.skipped.clear();
         }
     }
 
@@ -296,7 +331,41 @@ mod tests {
         assert_eq!(producers.classify(P, E, Sequence(2)), Verdict::Seen(None));
         assert_eq!(producers.classify(P, E, Sequence(4)), Verdict::New);
         assert_eq!(producers.skip(T, P, E, Sequence(6), Sequence(6)), Verdict::Gap);
-        assert_eq!(producers.skip(T, P, E, Sequence(1), Sequence(3)), Verdict::Seen(None));
+    }
+
+    #[test]
+    fn a_skip_may_be_repeated_and_grow() {
+        let mut producers = opened();
+        producers.skip(T, P, E, Sequence(1), Sequence(3));
+        assert_eq!(producers.skip(T, P, E, Sequence(1), Sequence(3)), Verdict::New);
+        assert_eq!(producers.skip(T, P, E, Sequence(2), Sequence(5)), Verdict::New);
+        assert_eq!(producers.classify(P, E, Sequence(6)), Verdict::New);
+        assert_eq!(producers.known[&P].skipped, [(Sequence(1), Sequence(5))]);
+    }
+
+    #[test]
+    fn a_skip_that_comes_after_one_of_its_messages_changes_nothing() {
+        let mut producers = opened();
+        producers.take(T, P, Sequence(1), Offset(9));
+        let before = producers.clone();
+        assert_eq!(producers.skip(T, P, E, Sequence(1), Sequence(4)), Verdict::Seen(Some(Offset(9))));
+        assert_eq!(producers, before);
+        producers.skip(T, P, E, Sequence(2), Sequence(2));
+        producers.take(T, P, Sequence(3), Offset(10));
+        assert_eq!(producers.skip(T, P, E, Sequence(2), Sequence(3)), Verdict::Seen(None));
+        assert_eq!(producers.skip(T, P, E, Sequence(2), Sequence(2)), Verdict::New);
+    }
+
+    #[test]
+    fn old_skips_are_forgotten_and_then_count_as_taken() {
+        let mut producers = opened();
+        for n in 0..=SKIPPED_MAX as u64 {
+            producers.skip(T, P, E, Sequence(2 * n + 1), Sequence(2 * n + 1));
+            producers.take(T, P, Sequence(2 * n + 2), Offset(n));
+        }
+        assert_eq!(producers.known[&P].skipped.len(), SKIPPED_MAX);
+        assert!(matches!(producers.skip(T, P, E, Sequence(1), Sequence(1)), Verdict::Seen(_)));
+        assert_eq!(producers.skip(T, P, E, Sequence(3), Sequence(3)), Verdict::New);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    mem::Discriminant,
     time::Duration,
 };
 
@@ -30,8 +31,6 @@ use crate::{
     node::bug::{Bug, Bugs},
 };
 
-/// How far past the next delivery the horizon is logged.
-const HORIZON_AHEAD: u64 = 1024;
 /// Offsets of one group that wait for their key, at most; scanning stops there.
 const WAITING_FOR_KEY_MAX: usize = 65_536;
 /// Messages returned in one event, at most.
@@ -97,6 +96,21 @@ pub struct Delivered {
     pub sealed: Bytes,
 }
 
+/// A consumer that takes part in a group, for the first time or again.
+#[derive(Clone, Copy, Debug)]
+pub struct Joining<'a> {
+    /// Its subscription.
+    pub subscriber: SubscriberId,
+    /// Who it is, over all reconnects.
+    pub consumer: ConsumerId,
+    /// Of which address.
+    pub address: &'a Address,
+    /// In which group.
+    pub group: &'a GroupName,
+    /// What it holds.
+    pub held: &'a [(Offset, Attempt)],
+}
+
 /// What deliveries need before they can go on.
 #[derive(Debug, Default)]
 pub struct Needs {
@@ -138,8 +152,8 @@ struct Lease {
     attempt: Attempt,
     since: Instant,
     expires_at: Instant,
-    /// A settlement was proposed; the lease no longer runs out.
-    settling: bool,
+    /// A settlement of this kind was proposed; the lease no longer runs out.
+    settling: Option<Discriminant<Settlement>>,
 }
 
 #[derive(Debug, Default)]
@@ -225,13 +239,15 @@ pub struct Delivery {
     subscribers: BTreeMap<SubscriberId, (Address, GroupName, ConsumerId)>,
     /// When this reign began and the offset next to be given out then; `None`: this replica does not lead.
     reign: Option<(Instant, u64)>,
+    /// How far past the next delivery the horizon is logged.
+    horizon_ahead: u64,
     bugs: Bugs,
 }
 
 impl Delivery {
     /// Nobody is served yet.
-    pub fn new(bugs: Bugs) -> Self {
-        Self { bugs, ..Self::default() }
+    pub fn new(horizon_ahead: u64, bugs: Bugs) -> Self {
+        Self { horizon_ahead, bugs, ..Self::default() }
     }
 
     /// A reign begins: everything it must know was applied.
@@ -248,20 +264,21 @@ impl Delivery {
 
     /// The reign is over: leases of it are void.
     pub fn end(&mut self) {
-        *self = Self::new(self.bugs);
+        *self = Self::new(self.horizon_ahead, self.bugs);
     }
 
     /// Lets `subscriber` take part in its group. Returns which of the messages it says it holds are not its any more.
+    ///
+    /// What was leased to this consumer and is not among `held` never reached it: its connection broke on the way. Such
+    /// leases are given back at once instead of running out.
     pub fn subscribe(
         &mut self,
         now: Instant,
         state: &State,
-        subscriber: SubscriberId,
-        consumer: ConsumerId,
-        address: &Address,
-        group: &GroupName,
-        held: &[(Offset, Attempt)],
+        joining: &Joining<'_>,
+        needs: &mut Needs,
     ) -> Vec<Offset> {
+        let Joining { subscriber, consumer, address, group, held } = *joining;
         let mut lost = Vec::new();
         let name = (address.clone(), group.clone());
         let Some(queue) = state.queues.get(address).filter(|queue| queue.groups.contains_key(group)) else {
@@ -292,18 +309,38 @@ impl Delivery {
                 lost.push(*offset);
             } else if run.doubtful.remove(&offset.0) {
                 let expires_at = now + queue.settings.lease;
-                let lease = Lease {
-                    subscriber,
-                    consumer,
-                    attempt: *attempt,
-                    since: now,
-                    expires_at,
-                    settling: false,
-                };
+                let lease =
+                    Lease { subscriber, consumer, attempt: *attempt, since: now, expires_at, settling: None };
                 run.leases.insert(offset.0, lease);
                 run.deadlines.insert((expires_at, offset.0));
             }
         }
+        let kept: BTreeSet<u64> = held.iter().map(|(offset, _)| offset.0).collect();
+        let astray = |(offset, lease): &(&u64, &Lease)| {
+            lease.consumer == consumer && lease.settling.is_none() && !kept.contains(*offset)
+        };
+        let items: Vec<Returned> = run
+            .leases
+            .iter()
+            .filter(astray)
+            .map(|(offset, lease)| Returned {
+                offset: Offset(*offset),
+                attempt: lease.attempt,
+                cause: Cause::Released,
+                reason: String::new(),
+            })
+            .collect();
+        for item in &items {
+            let lease = run.leases.remove(&item.offset.0).expect("listed above");
+            run.deadlines.remove(&(lease.expires_at, item.offset.0));
+            run.leaving.insert(item.offset.0);
+        }
+        let chunks = items.chunks(RETURNED_MAX);
+        needs.events.extend(chunks.map(|items| Event::Returned {
+            address: address.clone(),
+            group: group.clone(),
+            items: items.to_vec(),
+        }));
         lost
     }
 
@@ -368,7 +405,7 @@ impl Delivery {
             _ => return Err(LeaseLost),
         };
         if let Settlement::Extend(duration) = settlement {
-            if lease.settling {
+            if lease.settling.is_some() {
                 return Ok(None);
             }
             run.deadlines.remove(&(lease.expires_at, offset.0));
@@ -376,14 +413,19 @@ impl Delivery {
             run.deadlines.insert((lease.expires_at, offset.0));
             return Ok(None);
         }
-        if !lease.settling {
-            lease.settling = true;
-            run.deadlines.remove(&(lease.expires_at, offset.0));
+        // The same wish again is the same wish; another one comes too late.
+        match lease.settling {
+            None => {
+                lease.settling = Some(std::mem::discriminant(settlement));
+                run.deadlines.remove(&(lease.expires_at, offset.0));
+            }
+            Some(kind) if kind == std::mem::discriminant(settlement) => {}
+            Some(_) => return Err(LeaseLost),
         }
         let returned = |cause, reason: &str| Event::Returned {
             address: address.clone(),
             group: group.clone(),
-            items: vec![Returned { offset, cause, reason: reason.to_owned() }],
+            items: vec![Returned { offset, attempt, cause, reason: reason.to_owned() }],
         };
         Ok(Some(match settlement {
             Settlement::Ack => Event::Settled { address, group, ranges: vec![(offset, 1)] },
@@ -411,6 +453,12 @@ impl Delivery {
                 let durable = state.queues.get(address).and_then(|queue| queue.groups.get(group));
                 for (item, (_, key)) in items.iter().zip(keys) {
                     let offset = item.offset.0;
+                    let lease = run.leases.get(&offset);
+                    let ended = lease.is_some_and(|lease| lease.attempt == item.attempt);
+                    if !ended && !run.leaving.contains(&offset) {
+                        // A repeated return: the first one counted.
+                        continue;
+                    }
                     let retry = durable.and_then(|durable| durable.retries.get(&offset));
                     let Some(retry) = retry else {
                         run.forget(offset, *key);
@@ -471,7 +519,7 @@ impl Delivery {
     }
 
     /// Time passed: leases that ran out and doubtful messages nobody re-claimed go back, delayed ones become ready.
-    pub fn wake(&mut self, now: Instant, needs: &mut Needs) {
+    pub fn wake(&mut self, now: Instant, state: &State, needs: &mut Needs) {
         for ((address, group), run) in &mut self.runs {
             while let Some((at, offset)) = run.delayed.first().copied()
                 && at <= now
@@ -485,17 +533,25 @@ impl Delivery {
                 && items.len() < RETURNED_MAX
             {
                 run.deadlines.pop_first();
-                run.leases.remove(&offset);
+                let lease = run.leases.remove(&offset).expect("a deadline goes with its lease");
                 run.leaving.insert(offset);
-                items.push(Returned { offset: Offset(offset), cause: Cause::Expired, reason: String::new() });
+                items.push(Returned {
+                    offset: Offset(offset),
+                    attempt: lease.attempt,
+                    cause: Cause::Expired,
+                    reason: String::new(),
+                });
             }
+            let durable = state.queues.get(address).and_then(|queue| queue.groups.get(group));
             if now >= run.reclaim_until {
                 while items.len() < RETURNED_MAX
+                    && let Some(durable) = durable
                     && let Some(offset) = run.doubtful.pop_first()
                 {
                     run.leaving.insert(offset);
                     items.push(Returned {
                         offset: Offset(offset),
+                        attempt: durable.attempt(offset),
                         cause: Cause::Released,
                         reason: String::new(),
                     });
@@ -531,7 +587,7 @@ impl Delivery {
         out: &mut Vec<Delivered>,
         needs: &mut Needs,
     ) {
-        let bugs = self.bugs;
+        let (bugs, ahead) = (self.bugs, self.horizon_ahead);
         for ((address, name), run) in &mut self.runs {
             if run.subscribers.is_empty() {
                 continue;
@@ -539,7 +595,7 @@ impl Delivery {
             let Some(queue) = state.queues.get(address) else { continue };
             let Some(group) = queue.groups.get(name) else { continue };
             let mut deliverer =
-                Deliverer { now, queue, group, name, cache, bugs, consumers: &self.subscribers };
+                Deliverer { now, queue, group, name, cache, ahead, bugs, consumers: &self.subscribers };
             deliverer.run(run, credits, out, needs);
         }
     }
@@ -560,6 +616,7 @@ struct Deliverer<'a> {
     group: &'a super::queue::Group,
     name: &'a GroupName,
     cache: &'a Cache,
+    ahead: u64,
     bugs: Bugs,
     consumers: &'a BTreeMap<SubscriberId, (Address, GroupName, ConsumerId)>,
 }
@@ -611,8 +668,8 @@ impl Deliverer<'_> {
     fn ask_horizon(&self, run: &mut Run, needs: &mut Needs) {
         let asked = run.horizon_asked.max(self.group.horizon);
         let last = self.queue.messages.last_key_value().map_or(0, |(offset, _)| *offset + 1);
-        if last > asked || (run.next + HORIZON_AHEAD / 2 > asked && run.next + HORIZON_AHEAD > asked) {
-            let upto = run.next.max(self.group.horizon) + HORIZON_AHEAD;
+        if last > asked || (run.next + self.ahead / 2 > asked && run.next + self.ahead > asked) {
+            let upto = run.next.max(self.group.horizon) + self.ahead;
             if upto > asked {
                 run.horizon_asked = upto;
                 let (address, group) = (self.queue.address.clone(), self.name.clone());
@@ -661,10 +718,11 @@ impl Deliverer<'_> {
         let expires_at = self.now + lease;
         let attempt = self.group.attempt(offset);
         let consumer = self.consumers[&subscriber].2;
-        run.leases.insert(
+        let before = run.leases.insert(
             offset,
-            Lease { subscriber, consumer, attempt, since: self.now, expires_at, settling: false },
+            Lease { subscriber, consumer, attempt, since: self.now, expires_at, settling: None },
         );
+        assert!(before.is_none(), "a message has one lease per group");
         run.deadlines.insert((expires_at, offset));
         run.subscribers.rotate_left(1);
         credits.spend(subscriber, message.length);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use swarmmq_protocol::{
-    id::{Address, GroupName, Offset, ProducerEpoch, ProducerId, Salt, Sequence},
+    id::{Address, Attempt, GroupName, Offset, ProducerEpoch, ProducerId, Salt, Sequence},
     limits::{ATTEMPTS_MAX, LEASE},
     time::WallTime,
 };
@@ -126,6 +126,8 @@ pub enum Cause {
 pub struct Returned {
     /// Which.
     pub offset: Offset,
+    /// Which delivery of it ended. If it is not the current one, nothing changes: a return counts once.
+    pub attempt: Attempt,
     /// Why.
     pub cause: Cause,
     /// The consumer's words, kept if this was the last attempt.
@@ -568,6 +570,7 @@ fn read_group(reader: &mut Reader<'_>) -> Result<(Address, GroupName), Malformed
 
 fn put_returned(out: &mut Vec<u8>, item: &Returned) {
     out.extend_from_slice(&item.offset.0.to_be_bytes());
+    out.extend_from_slice(&item.attempt.0.to_be_bytes());
     let (kind, delay) = match item.cause {
         Cause::Released => (0, 0),
         Cause::Expired => (1, 0),
@@ -581,6 +584,7 @@ fn put_returned(out: &mut Vec<u8>, item: &Returned) {
 
 fn read_returned(reader: &mut Reader<'_>) -> Result<Returned, Malformed> {
     let offset = Offset(reader.u64()?);
+    let attempt = Attempt(reader.u32()?);
     let kind = reader.u8()?;
     let delay = Duration::from_millis(u64::from(reader.u32()?));
     let cause = match kind {
@@ -590,7 +594,7 @@ fn read_returned(reader: &mut Reader<'_>) -> Result<Returned, Malformed> {
         3 => Cause::Refused { delay: Some(delay) },
         _ => return Err(Malformed),
     };
-    Ok(Returned { offset, cause, reason: reader.text()?.to_owned() })
+    Ok(Returned { offset, attempt, cause, reason: reader.text()?.to_owned() })
 }
 
 fn put_catalog(out: &mut Vec<u8>, event: &CatalogEvent) {
@@ -658,7 +662,8 @@ mod tests {
         let settings = Settings::default();
         let (producer, epoch) = (ProducerId(7), ProducerEpoch(2));
         let (a, g) = (|| address.clone(), || group.clone());
-        let returned = |cause| Returned { offset: Offset(5), cause, reason: "no".into() };
+        let returned =
+            |cause| Returned { offset: Offset(5), attempt: Attempt(3), cause, reason: "no".into() };
         vec![
             Event::Opened { producer, epoch, salt: Salt([3; 32]), created_at: WallTime(9) },
             Event::Closed { producer, epoch },

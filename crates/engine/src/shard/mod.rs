@@ -20,9 +20,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use swarmmq_protocol::{
     error::Code,
-    id::{
-        Address, Attempt, ConsumerId, GroupName, Offset, ProducerEpoch, ProducerId, Sequence, ShardId, Term,
-    },
+    id::{Address, Attempt, GroupName, Offset, ProducerEpoch, ProducerId, Sequence, ShardId, Term},
     time::{Instant, WallTime},
 };
 
@@ -30,7 +28,7 @@ use self::{
     cache::Cache,
     consensus::{Consensus, LogEntry},
     dedup::Verdict,
-    delivery::{Credits, Delivered, Delivery, LeaseLost, Needs, Settlement, SubscriberId},
+    delivery::{Credits, Delivered, Delivery, Joining, LeaseLost, Needs, Settlement, SubscriberId},
     event::{Entry, EntryWriter, Event, Order},
     state::{Outcome, Placed, PlacedRun, State},
 };
@@ -138,6 +136,10 @@ pub struct Shard {
     log_bytes_since_snapshot: u64,
     snapshot_bytes: u64,
     reading: Option<Position>,
+    /// Rounds of consensus that wait for a sync, in order.
+    unsynced: VecDeque<u64>,
+    /// The latest round.
+    last_round: u64,
     stopped: Option<String>,
     bugs: Bugs,
 }
@@ -233,19 +235,14 @@ impl Shard {
     }
 
     /// Lets a consumer take part in its group. Returns which of `held` are lost. Refused where nothing is led.
-    pub fn subscribe(
-        &mut self,
-        now: Now,
-        subscriber: SubscriberId,
-        consumer: ConsumerId,
-        address: &Address,
-        group: &GroupName,
-        held: &[(Offset, Attempt)],
-    ) -> Result<Vec<Offset>, Code> {
+    pub fn subscribe(&mut self, now: Now, joining: &Joining<'_>) -> Result<Vec<Offset>, Code> {
         if !self.is_serving() {
             return Err(Code::NotLeader);
         }
-        Ok(self.delivery.subscribe(now.monotonic, &self.state, subscriber, consumer, address, group, held))
+        let mut needs = Needs::default();
+        let lost = self.delivery.subscribe(now.monotonic, &self.state, joining, &mut needs);
+        needs.events.iter().for_each(|event| self.push(event, None));
+        Ok(lost)
     }
 
     /// Ends a subscription; what it holds stays leased.
@@ -315,9 +312,13 @@ impl Shard {
         self.bugs.has(Bug::SettleBeforeCommit)
     }
 
-    /// A consensus round is on stable storage.
+    /// A consensus round is on stable storage, and with it every round that waited only behind it.
     pub fn persisted(&mut self, round: u64) {
-        self.consensus.persisted(round);
+        while self.unsynced.front().is_some_and(|first| *first <= round) {
+            self.unsynced.pop_front();
+        }
+        let through = self.unsynced.front().map_or(self.last_round, |next| next - 1);
+        self.consensus.persisted(through);
     }
 
     /// The log stopped: nothing is acknowledged any more, and whoever waits learns that the outcome is unknown.
@@ -336,13 +337,15 @@ impl Shard {
         self.delivery.end();
     }
 
-    /// Bytes of the log that were asked for.
-    pub fn read(&mut self, place: Position, result: Result<Bytes, String>) {
+    /// Bytes of the log that were asked for. What the disk does not give back is as bad as what does not check: with one
+    /// voter no other replica can repair it.
+    pub fn read(&mut self, place: Position, result: Result<Bytes, String>, work: &mut Work) {
         if self.reading == Some(place) {
             self.reading = None;
         }
-        if let Ok(bytes) = result {
-            self.cache.fetched(place, bytes);
+        match result {
+            Ok(bytes) => self.cache.fetched(place, bytes),
+            Err(why) => self.stop(&format!("the log cannot be read: {why}"), work),
         }
     }
 
@@ -401,7 +404,7 @@ impl Shard {
                 break;
             }
         }
-        if cfg!(debug_assertions) && self.state.applied % 64 == 0 {
+        if cfg!(debug_assertions) && self.state.applied.is_multiple_of(64) {
             self.state.check();
         }
     }
@@ -415,7 +418,7 @@ impl Shard {
             return;
         }
         let mut needs = Needs::default();
-        self.delivery.wake(now.monotonic, &mut needs);
+        self.delivery.wake(now.monotonic, &self.state, &mut needs);
         self.meet(needs, work);
         if now.monotonic >= self.next_aging {
             self.next_aging = now.monotonic + std::time::Duration::from_millis(AGING_MILLIS);
@@ -447,10 +450,7 @@ impl Shard {
         if let Some((address, offset)) = needs.rotten.into_iter().next() {
             // One voter: no other replica can repair it. Nothing is served past it; an operator decides.
             self.cache.distrust();
-            self.stop(
-                &format!("message {} of {address} does not match its checksum on disk", offset.0),
-                work,
-            );
+            self.stop(&rotten(&address, offset), work);
         }
     }
 
@@ -485,12 +485,13 @@ impl Shard {
             for entry in round.committed {
                 self.apply(now, entry, work);
             }
+            self.last_round = round.number;
             if round.must_sync && !self.bugs.has(Bug::AckBeforeSync) {
+                self.unsynced.push_back(round.number);
                 work.rounds.push(round.number);
-            } else if work.rounds.is_empty() {
+            } else if self.unsynced.is_empty() {
+                // A round speaks for all before it: while one of them waits for the disk, this one waits with it.
                 self.consensus.persisted(round.number);
-            } else {
-                work.rounds.push(round.number);
             }
         }
     }
@@ -526,6 +527,7 @@ impl Shard {
         self.consensus.applied(index);
         if self.consensus.is_leader() && term == self.consensus.term().0 && !self.delivery.is_serving() {
             self.proposed.clear();
+            self.state.relocated.clear();
             self.delivery.begin(now.monotonic, self.state.next_offset);
         }
     }
@@ -613,16 +615,18 @@ impl Shard {
             .collect()
     }
 
-    /// Appends a copy of a live message's bytes, checked first. `None`: it is gone, or its bytes are rotten.
+    /// Appends a copy of a live message's bytes, checked first; rotten ones stop the shard. `None`: there is no copy.
     pub fn write_moved(
-        &self,
+        &mut self,
         log: &mut Writer,
         address: &Address,
         offset: Offset,
         sealed: &[u8],
+        work: &mut Work,
     ) -> Option<Position> {
         let message = self.state.queues.get(address)?.messages.get(&offset.0)?;
         if crate::log::crc32c(sealed) != message.crc {
+            self.stop(&rotten(address, offset), work);
             return None;
         }
         let mut head = Vec::with_capacity(address.as_str().len() + 2);
@@ -657,4 +661,8 @@ impl Shard {
             }
         }
     }
+}
+
+fn rotten(address: &Address, offset: Offset) -> String {
+    format!("message {} of {address} does not match its checksum on disk", offset.0)
 }

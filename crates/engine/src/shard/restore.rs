@@ -42,6 +42,21 @@ impl std::fmt::Display for RestoreError {
 
 impl std::error::Error for RestoreError {}
 
+/// Who rebuilds a shard, and how it is to behave.
+#[derive(Clone, Copy, Debug)]
+pub struct Replica<'a> {
+    /// Its name in the consensus group.
+    pub id: u64,
+    /// Everybody's who votes.
+    pub voters: &'a [u64],
+    /// Of everything random that is no secret.
+    pub seed: u64,
+    /// How far ahead of deliveries the horizon is logged, in messages.
+    pub horizon_ahead: u64,
+    /// Planted mistakes.
+    pub bugs: Bugs,
+}
+
 /// Reads bytes of the log back.
 pub type ReadLog<'a> = dyn FnMut(Position, u32) -> Result<Bytes, String> + 'a;
 
@@ -126,12 +141,10 @@ impl Restore {
     pub fn finish(
         self,
         id: ShardId,
-        replica: u64,
-        voters: &[u64],
-        seed: u64,
-        bugs: Bugs,
+        replica: &Replica<'_>,
         read: &mut ReadLog<'_>,
     ) -> Result<Shard, RestoreError> {
+        let Replica { id: replica, voters, seed, horizon_ahead, bugs } = *replica;
         let fail = |what: String| RestoreError { shard: id, what };
         let (mut state, index, term) = match &self.snapshot {
             None => (State { bugs, ..State::default() }, 0, 0),
@@ -154,8 +167,8 @@ impl Restore {
                 .values_mut()
                 .for_each(|known| known.last = swarmmq_protocol::id::Sequence(0));
         }
-        for (address, offset, place) in &self.moves {
-            state.moved(address, *offset, *place);
+        for (address, offset, place) in self.moves {
+            state.relocate(address, offset, place);
         }
         let mut entries = Vec::new();
         let mut places = VecDeque::new();
@@ -183,7 +196,7 @@ impl Restore {
             id,
             consensus: Consensus::new(replica, voters, restored, seed),
             state,
-            delivery: Delivery::new(bugs),
+            delivery: Delivery::new(horizon_ahead, bugs),
             cache,
             building: Building::default(),
             closed: VecDeque::new(),
@@ -199,6 +212,8 @@ impl Restore {
             log_bytes_since_snapshot: log_bytes,
             snapshot_bytes,
             reading: None,
+            unsynced: VecDeque::new(),
+            last_round: 0,
             stopped: None,
             bugs,
         })

@@ -57,7 +57,17 @@ impl State {
             entry.messages += 1;
             entry.bytes += u64::from(message.length);
         }
-        Ok(Self { time, applied, next_offset, producers, queues, catalog, live, bugs })
+        Ok(Self {
+            time,
+            applied,
+            next_offset,
+            producers,
+            queues,
+            catalog,
+            live,
+            relocated: BTreeMap::new(),
+            bugs,
+        })
     }
 
     fn put(&self, places: bool) -> Vec<u8> {
@@ -90,6 +100,11 @@ fn put_producers(out: &mut Vec<u8>, producers: &Producers) {
                 out.extend_from_slice(&number.to_be_bytes());
             }
         }
+        out.extend_from_slice(&(known.skipped.len() as u16).to_be_bytes());
+        for (first, last) in &known.skipped {
+            out.extend_from_slice(&first.0.to_be_bytes());
+            out.extend_from_slice(&last.0.to_be_bytes());
+        }
     }
 }
 
@@ -107,7 +122,11 @@ fn read_producers(r: &mut Reader<'_>) -> Result<Producers, Malformed> {
         let recent: VecDeque<Run> = (0..runs)
             .map(|_| Ok(Run { first: Sequence(r.u64()?), offset: Offset(r.u64()?), count: r.u64()? }))
             .collect::<Result<_, Malformed>>()?;
-        known.insert(id, Producer { epoch, salt, last, seen_at, closed, recent });
+        let ranges = r.u16()?;
+        let skipped = (0..ranges)
+            .map(|_| Ok((Sequence(r.u64()?), Sequence(r.u64()?))))
+            .collect::<Result<_, Malformed>>()?;
+        known.insert(id, Producer { epoch, salt, last, seen_at, closed, recent, skipped });
     }
     Ok(Producers { known })
 }

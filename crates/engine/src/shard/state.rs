@@ -83,6 +83,8 @@ pub struct State {
     pub catalog: Catalog,
     /// Local: which segments hold bytes of existing messages.
     pub(super) live: BTreeMap<u32, Live>,
+    /// Local, while recovering: where messages lie that an entry not yet applied again will make.
+    pub(super) relocated: BTreeMap<(Address, u64), Position>,
     pub(super) bugs: Bugs,
 }
 
@@ -269,7 +271,12 @@ impl State {
         }
     }
 
-    fn add(&mut self, address: Address, offset: u64, message: Message) {
+    fn add(&mut self, address: Address, offset: u64, mut message: Message) {
+        if !self.relocated.is_empty()
+            && let Some(place) = self.relocated.remove(&(address.clone(), offset))
+        {
+            message.place = place;
+        }
         let live = self.live.entry(message.place.segment).or_default();
         live.messages += 1;
         live.bytes += u64::from(message.length);
@@ -371,7 +378,7 @@ impl State {
         let offset = item.offset.0;
         let exists = queue.messages.contains_key(&offset);
         let Some(group) = queue.groups.get_mut(name) else { return };
-        if !exists || !group.wants(offset) {
+        if !exists || !group.wants(offset) || group.attempt(offset) != item.attempt {
             return;
         }
         let retry = group.retries.entry(offset).or_insert(Retry { attempt: 1, ..Retry::default() });
@@ -437,6 +444,16 @@ impl State {
         live.messages += 1;
         live.bytes += u64::from(old.length);
         self.release(&old);
+    }
+
+    /// Learns from the log where a copy of a message lies. The message may exist already, or come with an entry that is
+    /// applied later; where it was before may be gone.
+    pub(super) fn relocate(&mut self, address: Address, offset: u64, place: Position) {
+        if self.queues.get(&address).is_some_and(|queue| queue.messages.contains_key(&offset)) {
+            self.moved(&address, offset, place);
+        } else {
+            self.relocated.insert((address, offset), place);
+        }
     }
 
     /// Segments that hold bytes of existing messages, in order.
