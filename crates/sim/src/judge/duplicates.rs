@@ -1,0 +1,102 @@
+//! A second delivery says so: attempts of one message in one group rise from delivery to delivery, and nothing that was
+//! out when a node died is given again before its holder could claim it back (safety rule 10).
+
+use swarmmq_protocol::limits::RECLAIM_WINDOW;
+
+use super::Case;
+use crate::history::Wish;
+
+pub(super) fn judge(case: &Case<'_>) -> Vec<String> {
+    let mut doubled = Vec::new();
+    let window = RECLAIM_WINDOW.as_nanos() as u64;
+    for ((group, id), deliveries) in &case.given {
+        let dead = case.history.groups[*group].dead;
+        for pair in deliveries.windows(2) {
+            let (first, second) = (pair[0], pair[1]);
+            // Two groups may bury one message: two letters with two offsets.
+            if dead && first.offset != second.offset {
+                continue;
+            }
+            if first.offset != second.offset {
+                doubled.push(format!(
+                    "{id} lies at {} and at {} for group {group}",
+                    first.offset.0, second.offset.0
+                ));
+            }
+            if second.attempt <= first.attempt {
+                doubled.push(format!(
+                    "{id} was given to group {group} as attempt {} after attempt {}",
+                    second.attempt.0, first.attempt.0
+                ));
+            }
+            let began =
+                case.history.boots.get(second.boot.saturating_sub(1) as usize).map_or(0, |boot| boot.at);
+            // Whoever claimed it back may have given it back since.
+            let given_back = matches!(first.wish, Some((step, Wish::Nack)) if step < second.step);
+            if first.boot < second.boot && second.at < began + window && !given_back {
+                doubled.push(format!(
+                    "{id} was given to group {group} again {} ms after start {}: its holder could not claim it back",
+                    second.at.saturating_sub(began) / 1_000_000,
+                    second.boot
+                ));
+            }
+        }
+    }
+    doubled
+}
+
+#[cfg(test)]
+mod tests {
+    use swarmmq_protocol::id::{Attempt, Offset};
+
+    use super::super::tests::{acked, given, good, objections};
+    use crate::{
+        clock::SECOND,
+        history::{Boot, Wish},
+    };
+
+    #[test]
+    fn a_second_delivery_without_the_flag_is_a_duplicate() {
+        let mut history = good(2);
+        history.given[0] = given(1);
+        let mut again = acked(1);
+        again.step = 50;
+        history.given.push(again);
+        assert!(objections(&history).contains(&"duplicates"));
+        let last = history.given.last_mut().unwrap();
+        last.attempt = Attempt(2);
+        last.wish = None;
+        last.result = None;
+        assert_eq!(objections(&history), [""; 0]);
+    }
+
+    #[test]
+    fn one_message_at_two_places_is_a_duplicate() {
+        let mut history = good(2);
+        let mut again = given(1);
+        again.offset = Offset(8);
+        again.attempt = Attempt(2);
+        history.given.push(again);
+        assert!(objections(&history).contains(&"duplicates"));
+    }
+
+    #[test]
+    fn a_restarted_node_waits_for_those_who_hold() {
+        let mut history = good(2);
+        history.given[0] = given(1);
+        history.boots.push(Boot { at: 10 * SECOND, graceful: false });
+        let mut again = given(1);
+        again.attempt = Attempt(2);
+        again.boot = 2;
+        again.step = 60;
+        again.at = 11 * SECOND;
+        history.given.push(again);
+        assert_eq!(objections(&history), ["duplicates"]);
+        history.given[0].wish = Some((11, Wish::Nack));
+        assert_eq!(objections(&history), [""; 0]);
+        history.given[0].wish = Some((11, Wish::Ack));
+        assert_eq!(objections(&history), ["duplicates"]);
+        history.given.last_mut().unwrap().at = 12 * SECOND;
+        assert_eq!(objections(&history), [""; 0]);
+    }
+}

@@ -1,0 +1,346 @@
+//! One node, its disk, its clients and everything between them, in one thread and in virtual time.
+//!
+//! The queue of events is the only thing that moves time. `host` runs the node, `network` carries bytes, `apps` is what
+//! programs do with the client's sessions, `faults` breaks things.
+
+mod apps;
+mod faults;
+mod host;
+mod network;
+
+use std::collections::BTreeMap;
+
+use bytes::{Bytes, BytesMut};
+use swarmmq_protocol::{admin::AdminRequest, session::consumer::DeliveryId, time::WallTime};
+use swarmmq_seal::{ClientKeyring, Opener};
+
+use self::{host::Host, network::Connection};
+use crate::{
+    client::{Client, Role, operator::Operator},
+    clock::{Clock, MILLISECOND, SECOND},
+    history::History,
+    plan::{CHAOS_TIME_MAX, CHAOS_TIME_MIN, DRAIN_TIME_MAX, Fault, MESSAGES_MIN, Plan},
+    rng::{Rng, Stream},
+    trace::Trace,
+};
+
+/// Pause between looks at whether a phase is over.
+const LOOK_PAUSE: u64 = 250 * MILLISECOND;
+/// Time after the last message was settled in which nothing may come back.
+const AFTERMATH: u64 = 3 * SECOND;
+/// Setting up without faults must not take longer.
+const SETUP_TIME_MAX: u64 = 60 * SECOND;
+/// More steps than any run needs: whoever gets here spins.
+const STEPS_MAX: u64 = 5_000_000;
+
+/// Something that will happen.
+#[derive(Debug)]
+enum Event {
+    /// The node looks at what came in.
+    Turn {
+        boot: u64,
+    },
+    Synced {
+        boot: u64,
+    },
+    ReadBack {
+        boot: u64,
+        ticket: u64,
+        result: Result<Bytes, String>,
+    },
+    /// The node's process dies, if it is still the same.
+    Kill {
+        boot: u64,
+    },
+    Start,
+    Space {
+        free: bool,
+    },
+    ToNode {
+        connection: u64,
+        bytes: BytesMut,
+    },
+    ToClient {
+        connection: u64,
+        bytes: BytesMut,
+    },
+    /// One end learns that the connection is gone.
+    NodeHears {
+        connection: u64,
+    },
+    ClientHears {
+        connection: u64,
+    },
+    Dial {
+        client: usize,
+        life: u64,
+    },
+    Wake {
+        client: usize,
+        life: u64,
+    },
+    /// A producer's program has something to send.
+    Send {
+        client: usize,
+        life: u64,
+        burst: u64,
+    },
+    /// A consumer's program is done with a message.
+    Handled {
+        client: usize,
+        life: u64,
+        subscription: usize,
+        id: DeliveryId,
+        given: usize,
+    },
+    Fault(Fault),
+    Look,
+}
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Setup,
+    Chaos { since: u64 },
+    Drain { since: u64, empty_since: Option<u64> },
+    Over,
+}
+
+/// A whole run.
+pub struct Swarm {
+    /// What was drawn for it.
+    pub plan: Plan,
+    /// For the judges.
+    pub history: History,
+    /// For reports.
+    pub trace: Trace,
+    /// Faults that happened, by kind.
+    pub faults: BTreeMap<Fault, u64>,
+    /// Restarts that found the log torn.
+    pub torn: u64,
+    /// Restarts that refused a damaged log.
+    pub refused_logs: u64,
+    /// Rebuilt states that were compared with the living one.
+    pub replays: u64,
+    /// Virtual time.
+    pub at: u64,
+    queue: BTreeMap<(u64, u64), Event>,
+    next_event: u64,
+    phase: Phase,
+    host: Host,
+    connections: BTreeMap<u64, Connection>,
+    next_connection: u64,
+    clients: Vec<Client>,
+    keyring: ClientKeyring,
+    opener: Opener,
+    workload: Rng,
+    scheduling: Rng,
+    chaos: Rng,
+    entropy: Rng,
+    next_consumer: u64,
+    late_groups: u64,
+}
+
+impl Swarm {
+    /// Everything is there, nothing has happened.
+    pub fn new(plan: Plan, trace_everything: bool) -> Self {
+        let seed = plan.seed;
+        let mut entropy = Rng::new(seed, Stream::Entropy);
+        let keyring = ClientKeyring::generate(WallTime(1), &mut |out| entropy.fill(out))
+            .expect("secrets drawn from a good generator differ");
+        let host = Host::new(&plan, &keyring);
+        let mut swarm = Self {
+            history: History::default(),
+            trace: Trace::new(trace_everything),
+            faults: BTreeMap::new(),
+            torn: 0,
+            refused_logs: 0,
+            replays: 0,
+            at: 0,
+            queue: BTreeMap::new(),
+            next_event: 0,
+            phase: Phase::Setup,
+            host,
+            connections: BTreeMap::new(),
+            next_connection: 1,
+            clients: Vec::new(),
+            opener: Opener::new(&keyring),
+            keyring,
+            workload: Rng::new(seed, Stream::Workload),
+            scheduling: Rng::new(seed, Stream::Scheduling),
+            chaos: Rng::new(seed, Stream::Faults),
+            entropy,
+            next_consumer: 1,
+            late_groups: 0,
+            plan,
+        };
+        swarm.push(0, Event::Start);
+        let questions = swarm
+            .plan
+            .addresses
+            .iter()
+            .map(|planned| AdminRequest::AddressCreate {
+                address: planned.address.clone(),
+                order: planned.order,
+                settings: planned.settings.clone(),
+            })
+            .collect();
+        swarm.clients.push(Client::new(Role::Operator(Operator::new(questions)), Clock::default()));
+        swarm.push(MILLISECOND, Event::Dial { client: 0, life: 1 });
+        swarm.push(LOOK_PAUSE, Event::Look);
+        swarm
+    }
+
+    /// Runs until everything is over, or cannot go on.
+    pub fn run(&mut self) {
+        while self.phase != Phase::Over {
+            let Some(((at, _), event)) = self.queue.pop_first() else {
+                self.history.violation("liveness", "nothing is left to happen".to_owned());
+                return;
+            };
+            self.at = at;
+            if self.trace.steps() > STEPS_MAX {
+                self.history.violation("liveness", format!("still busy after {STEPS_MAX} steps"));
+                return;
+            }
+            self.happen(event);
+        }
+    }
+
+    fn push(&mut self, at: u64, event: Event) {
+        self.next_event += 1;
+        self.queue.insert((at, self.next_event), event);
+    }
+
+    fn after(&mut self, pause: u64, event: Event) {
+        self.push(self.at + pause, event);
+    }
+
+    fn note(&mut self, what: &'static str, a: u64, b: u64, c: u64) {
+        self.trace.step(self.at, what, [a, b, c]);
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Turn { boot } => self.turn(boot),
+            Event::Synced { boot } => self.synced(boot),
+            Event::ReadBack { boot, ticket, result } => self.read_back(boot, ticket, result),
+            Event::Kill { boot } => {
+                if self.host.boot == boot {
+                    self.kill();
+                }
+            }
+            Event::Start => self.start(),
+            Event::Space { free } => self.space(free),
+            Event::ToNode { connection, bytes } => self.reach_node(connection, &bytes),
+            Event::ToClient { connection, bytes } => self.reach_client(connection, &bytes),
+            Event::NodeHears { connection } => self.node_hears(connection),
+            Event::ClientHears { connection } => self.client_hears(connection),
+            Event::Dial { client, life } => self.dial(client, life),
+            Event::Wake { client, life } => {
+                if self.clients[client].life == life && self.clients[client].wake_at == Some(self.at) {
+                    self.clients[client].wake_at = None;
+                    self.pump(client);
+                }
+            }
+            Event::Send { client, life, burst } => self.send(client, life, burst),
+            Event::Handled { client, life, subscription, id, given } => {
+                self.handled(client, life, subscription, id, given);
+            }
+            Event::Fault(fault) => {
+                if matches!(self.phase, Phase::Chaos { .. }) {
+                    self.fault(fault);
+                }
+            }
+            Event::Look => self.look(),
+        }
+    }
+
+    /// Whether the phase is over; if so, begins the next.
+    fn look(&mut self) {
+        match self.phase {
+            Phase::Setup => {
+                let created = matches!(&self.clients[0].role, Role::Operator(operator) if operator.is_done());
+                if created && self.clients.len() == 1 {
+                    self.open_shop();
+                } else if created && self.consumers_active() {
+                    self.begin_chaos();
+                } else if self.at > SETUP_TIME_MAX {
+                    self.history.violation("liveness", "setting up takes too long".to_owned());
+                    self.phase = Phase::Over;
+                }
+            }
+            Phase::Chaos { since } => {
+                let long = self.at - since >= CHAOS_TIME_MIN;
+                let much = self.history.sent.len() as u64 >= MESSAGES_MIN;
+                if long && much || self.at - since >= CHAOS_TIME_MAX {
+                    self.heal();
+                    self.phase = Phase::Drain { since: self.at, empty_since: None };
+                }
+            }
+            Phase::Drain { since, empty_since } => {
+                let unfinished = self.unfinished();
+                let late = self.at - since > DRAIN_TIME_MAX;
+                let empty_since = if unfinished.is_none() { empty_since.or(Some(self.at)) } else { None };
+                self.phase = Phase::Drain { since, empty_since };
+                if let Some(what) = unfinished.filter(|_| late) {
+                    self.history.violation("liveness", what);
+                    self.phase = Phase::Over;
+                } else if empty_since.is_some_and(|empty| self.at - empty >= AFTERMATH) {
+                    self.judge_replay("at the end");
+                    self.phase = Phase::Over;
+                }
+            }
+            Phase::Over => {}
+        }
+        self.after(LOOK_PAUSE, Event::Look);
+    }
+
+    fn consumers_active(&self) -> bool {
+        self.clients.iter().all(|client| match &client.role {
+            Role::Consumer(consumer) => consumer.is_active(),
+            Role::Producer(_) => client.is_open(),
+            Role::Operator(_) => true,
+        })
+    }
+
+    fn begin_chaos(&mut self) {
+        self.note("chaos begins", 0, 0, 0);
+        self.phase = Phase::Chaos { since: self.at };
+        for (at, fault) in self.plan.faults.clone() {
+            self.after(at, Event::Fault(fault));
+        }
+        for client in 0..self.clients.len() {
+            if matches!(self.clients[client].role, Role::Producer(_)) {
+                let life = self.clients[client].life;
+                self.after(client as u64 * MILLISECOND, Event::Send { client, life, burst: 0 });
+            }
+        }
+    }
+
+    /// What keeps the drain from being complete.
+    fn unfinished(&self) -> Option<String> {
+        let depth = match self.host.depth() {
+            Ok(depth) => depth,
+            Err(why) => return Some(format!("the node does not serve: {why}")),
+        };
+        let mut open = 0;
+        let mut held = 0;
+        for client in &self.clients {
+            match &client.role {
+                Role::Producer(producer) => open += producer.session.open_messages(),
+                Role::Consumer(consumer) => {
+                    held += consumer.held();
+                    if let Some(refusal) = consumer.refusal() {
+                        return Some(format!("a subscription ended: {refusal}"));
+                    }
+                }
+                Role::Operator(_) => {}
+            }
+        }
+        (open > 0 || held > 0 || depth > 0).then(|| {
+            let left = self.host.leftover();
+            format!("{open} messages of open fate, {held} held by consumers, {depth} in queues; {left}")
+        })
+    }
+}

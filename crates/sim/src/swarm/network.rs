@@ -1,0 +1,196 @@
+//! Ordered streams of bytes with random delays, and what happens to them when a connection breaks.
+
+use bytes::BytesMut;
+use swarmmq_protocol::frame::FrameReader;
+
+use super::{Event, Swarm, host::Arrival};
+use crate::clock::MILLISECOND;
+
+/// One connection between a client and one life of the node.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) client: usize,
+    pub(super) life: u64,
+    pub(super) boot: u64,
+    /// Frames as the node reads them.
+    pub(super) reader: FrameReader,
+    /// The node reads nothing more of it.
+    pub(super) broken_at_node: bool,
+    to_node_at: u64,
+    to_client_at: u64,
+    /// Bytes do not arrive any more.
+    to_node_lost: bool,
+    to_client_lost: bool,
+}
+
+impl Swarm {
+    fn latency(&mut self) -> u64 {
+        if self.scheduling.chance(900) {
+            self.scheduling.between(MILLISECOND / 20, MILLISECOND)
+        } else {
+            self.scheduling.between(MILLISECOND, 5 * MILLISECOND)
+        }
+    }
+
+    /// A client tries to connect; if the node is down it tries again after a pause.
+    pub(super) fn dial(&mut self, client: usize, life: u64) {
+        if self.clients[client].life != life || self.clients[client].connection.is_some() {
+            return;
+        }
+        if !self.host.is_up() {
+            self.redial(client);
+            return;
+        }
+        let number = self.next_connection;
+        self.next_connection += 1;
+        self.connections.insert(
+            number,
+            Connection {
+                client,
+                life,
+                boot: self.host.boot,
+                reader: FrameReader::new(),
+                broken_at_node: false,
+                to_node_at: self.at,
+                to_client_at: self.at,
+                to_node_lost: false,
+                to_client_lost: false,
+            },
+        );
+        self.note("connected", client as u64, number, life);
+        let nonce = self.entropy.bytes();
+        self.arrive(Arrival::Connected { connection: number, nonce });
+        let nonce = self.entropy.bytes();
+        let token = self.keyring.access_token();
+        self.clients[client].dialled(number, token, nonce);
+        self.pump(client);
+    }
+
+    pub(super) fn redial(&mut self, client: usize) {
+        let life = self.clients[client].life;
+        let pause = self.scheduling.between(50 * MILLISECOND, 500 * MILLISECOND);
+        self.after(pause, Event::Dial { client, life });
+    }
+
+    pub(super) fn send_to_node(&mut self, connection: u64, bytes: BytesMut) {
+        let latency = self.latency();
+        let at = self.at + latency;
+        let Some(state) = self.connections.get_mut(&connection) else { return };
+        state.to_node_at = state.to_node_at.max(at);
+        let at = state.to_node_at;
+        self.push(at, Event::ToNode { connection, bytes });
+    }
+
+    pub(super) fn send_to_client(&mut self, connection: u64, bytes: BytesMut) {
+        self.trace.bytes(self.at, "node sends", connection, &bytes);
+        let latency = self.latency();
+        let at = self.at + latency;
+        let Some(state) = self.connections.get_mut(&connection) else { return };
+        state.to_client_at = state.to_client_at.max(at);
+        let at = state.to_client_at;
+        self.push(at, Event::ToClient { connection, bytes });
+    }
+
+    pub(super) fn reach_node(&mut self, connection: u64, bytes: &[u8]) {
+        let boot = self.host.boot;
+        let Some(state) = self.connections.get_mut(&connection) else { return };
+        if state.to_node_lost || state.boot != boot {
+            return;
+        }
+        state.reader.buffer().extend_from_slice(bytes);
+        self.trace.bytes(self.at, "node receives", connection, bytes);
+        self.arrive(Arrival::Bytes { connection });
+    }
+
+    pub(super) fn reach_client(&mut self, connection: u64, bytes: &[u8]) {
+        let Some(state) = self.connections.get(&connection) else { return };
+        let (client, life) = (state.client, state.life);
+        if state.to_client_lost || self.clients[client].life != life {
+            return;
+        }
+        if self.clients[client].connection != Some(connection) {
+            return;
+        }
+        self.note("client receives", client as u64, connection, bytes.len() as u64);
+        let now = crate::clock::instant(self.at);
+        let broken = self.clients[client].receive(now, bytes).is_err();
+        self.listen(client);
+        if broken {
+            self.client_leaves(connection);
+            self.client_hears(connection);
+        } else {
+            self.pump(client);
+        }
+    }
+
+    /// The wire is cut: bytes under way are lost, and each end learns of it in its own time.
+    pub(super) fn cut(&mut self, connection: u64) {
+        let Some(state) = self.connections.get_mut(&connection) else { return };
+        state.to_node_lost = true;
+        state.to_client_lost = true;
+        let slow = self.chaos.chance(300);
+        let node = self.chaos.below(if slow { 3000 } else { 5 }) * MILLISECOND;
+        let client = self.chaos.below(if slow { 500 } else { 5 }) * MILLISECOND;
+        self.after(node, Event::NodeHears { connection });
+        self.after(client, Event::ClientHears { connection });
+    }
+
+    /// The node's process ends: what it sent may still arrive.
+    pub(super) fn node_leaves(&mut self, connection: u64) {
+        let lost = self.scheduling.chance(500);
+        let Some(state) = self.connections.get_mut(&connection) else { return };
+        state.to_node_lost = true;
+        state.to_client_lost |= lost;
+        let at = state.to_client_at.max(self.at);
+        self.push(at, Event::ClientHears { connection });
+    }
+
+    /// The client's process ends or gives the connection up: what it sent may still arrive.
+    pub(super) fn client_leaves(&mut self, connection: u64) {
+        let Some(state) = self.connections.get_mut(&connection) else { return };
+        state.to_client_lost = true;
+        let at = state.to_node_at.max(self.at);
+        self.push(at, Event::NodeHears { connection });
+    }
+
+    pub(super) fn node_hears(&mut self, connection: u64) {
+        let boot = self.host.boot;
+        let Some(state) = self.connections.get_mut(&connection) else { return };
+        state.to_node_lost = true;
+        if state.boot == boot {
+            self.note("node loses", connection, 0, 0);
+            self.arrive(Arrival::Disconnected { connection });
+        }
+    }
+
+    pub(super) fn client_hears(&mut self, connection: u64) {
+        let Some(state) = self.connections.get_mut(&connection) else { return };
+        state.to_client_lost = true;
+        let (client, life) = (state.client, state.life);
+        let current =
+            self.clients[client].connection == Some(connection) && self.clients[client].life == life;
+        if current {
+            self.note("client loses", client as u64, connection, 0);
+            self.clients[client].disconnected();
+            self.listen(client);
+            self.pump(client);
+            self.redial(client);
+        }
+    }
+
+    /// Forgets connections that are lost for both ends.
+    pub(super) fn forget_connections(&mut self) {
+        let boot = self.host.boot;
+        let clients = &self.clients;
+        self.connections.retain(|number, state| {
+            let used = clients[state.client].connection == Some(*number);
+            used || state.boot == boot && !(state.to_node_lost && state.to_client_lost)
+        });
+    }
+
+    /// Connections that carry bytes, in order.
+    pub(super) fn live_connections(&self) -> Vec<u64> {
+        let live = self.connections.iter().filter(|(_, state)| !state.to_node_lost && !state.to_client_lost);
+        live.map(|(number, _)| *number).collect()
+    }
+}
