@@ -78,6 +78,9 @@ pub struct Given {
     pub offset: Offset,
     /// Which delivery.
     pub attempt: Attempt,
+    /// It travelled longer than its lease, or than a restarted node waits for re-claims: its consumer cannot know, and
+    /// others may have had the message since. Only its settlement tells.
+    pub late: bool,
     /// Hash of the opened body; `None`: it did not open.
     pub hash: Option<u64>,
     /// Why it is a dead letter; empty if it is none.

@@ -33,6 +33,8 @@ pub enum Fault {
     Cut,
     /// Every connection breaks.
     CutAll,
+    /// One direction of one connection takes seconds for a while.
+    SlowLink,
     /// Syncs take long for a while.
     SlowDisk,
     /// The disk is full for a while.
@@ -60,6 +62,7 @@ impl Fault {
         Self::GracefulRestart,
         Self::Cut,
         Self::CutAll,
+        Self::SlowLink,
         Self::SlowDisk,
         Self::FullDisk,
         Self::SyncError,
@@ -78,6 +81,7 @@ impl Fault {
             Self::GracefulRestart => 17,
             Self::Cut => 3,
             Self::CutAll => 15,
+            Self::SlowLink => 4,
             Self::SlowDisk => 9,
             Self::FullDisk => 8,
             Self::SyncError => 25,
@@ -97,6 +101,7 @@ impl Fault {
             Self::GracefulRestart => "graceful restart",
             Self::Cut => "cut",
             Self::CutAll => "all cut",
+            Self::SlowLink => "slow link",
             Self::SlowDisk => "slow disk",
             Self::FullDisk => "full disk",
             Self::SyncError => "sync error",

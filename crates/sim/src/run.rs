@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Seeds after which a planted bug counts as not found.
-pub const HUNT_SEEDS_MAX: u64 = 60;
+pub const HUNT_SEEDS_MAX: u64 = 200;
 
 /// How a run ended.
 #[derive(Clone, Debug)]

@@ -34,6 +34,8 @@ pub(super) struct Connection {
     pub(super) out: BytesMut,
     pub(super) closing: bool,
     pub(super) publishing: Publishing,
+    /// Questions under way that need more than one step.
+    pub(super) operations: usize,
     pub(super) subscriptions: BTreeMap<u32, SubscriberId>,
 }
 
@@ -60,6 +62,7 @@ impl Node {
                 out: BytesMut::new(),
                 closing: false,
                 publishing: Publishing::default(),
+                operations: 0,
                 subscriptions: BTreeMap::new(),
             },
         );
@@ -142,6 +145,11 @@ impl Node {
             }
             return;
         }
+        if !is_for_node(header.kind) {
+            // Not even looked into: its list could grow far beyond its bytes.
+            self.stray(connection, header.request);
+            return;
+        }
         match Frame::decode(header.kind, body) {
             Ok(frame) => self.dispatch(now, connection, header.request, frame),
             Err(error) => self.malformed(connection, &FrameError::Body(header.kind, error)),
@@ -191,26 +199,15 @@ impl Node {
             Frame::Admin(admin) => self.admin(now, connection, request, admin.0),
             Frame::Ping(_) => self.send(connection, request, &Pong),
             Frame::Pong(_) => {}
-            Frame::ClientHello(_)
-            | Frame::ServerHello(_)
-            | Frame::ClientProof(_)
-            | Frame::Welcome(_)
-            | Frame::Refused(_)
-            | Frame::Resolved(_)
-            | Frame::Answer(_)
-            | Frame::Published(_)
-            | Frame::Subscribed(_)
-            | Frame::Deliver(_)
-            | Frame::Settled(_)
-            | Frame::LeaseLost(_)
-            | Frame::Peeked(_)
-            | Frame::AdminReply(_)
-            | Frame::GoAway(_) => {
-                let message = "this frame is not for a node, or not now".to_owned();
-                self.send(connection, request, &Refused { code: Code::State.number(), message });
-                self.close(connection);
-            }
+            _ => self.stray(connection, request),
         }
+    }
+
+    /// A frame that a node never takes, or not at this stage: whoever sent it speaks another protocol.
+    fn stray(&mut self, connection: ConnectionId, request: u64) {
+        let message = "this frame is not for a node, or not now".to_owned();
+        self.send(connection, request, &Refused { code: Code::State.number(), message });
+        self.close(connection);
     }
 
     fn propose_plain(
@@ -240,4 +237,24 @@ impl Node {
         self.dirty[index] = true;
         self.carry(now, index, work);
     }
+}
+
+/// Whether an authenticated client may send frames of this kind.
+pub(super) fn is_for_node(kind: FrameKind) -> bool {
+    matches!(
+        kind,
+        FrameKind::Resolve
+            | FrameKind::Publish
+            | FrameKind::OpenSession
+            | FrameKind::Skip
+            | FrameKind::CloseSession
+            | FrameKind::Subscribe
+            | FrameKind::Unsubscribe
+            | FrameKind::Credit
+            | FrameKind::Settle
+            | FrameKind::Peek
+            | FrameKind::Admin
+            | FrameKind::Ping
+            | FrameKind::Pong
+    )
 }

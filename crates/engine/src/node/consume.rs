@@ -5,16 +5,17 @@ use std::collections::BTreeMap;
 use swarmmq_protocol::{
     error::{Code, Outcome as Fate},
     frame::{
-        Credit, DeliverHeader, DeliverWriter, Peek, Peeked, PeekedItem, Settle, SettleAction, Settled,
-        SettledRun,
+        Credit, DeliverHeader, DeliverWriter, Held, LeaseLost, Peek, Peeked, PeekedItem, Settle,
+        SettleAction, Settled, SettledRun,
     },
     id::{Address, Attempt, GroupName, Offset},
+    limits::BATCH_MESSAGES_MAX,
 };
 
-use super::{ConnectionId, Node, Now, Waiting};
+use super::{ConnectionId, Node, Now, QUESTIONS_MAX, Waiting};
 use crate::shard::{
     Answer, Work,
-    delivery::{Delivered, Settlement, SubscriberId},
+    delivery::{Delivered, Expired, Settlement, SubscriberId},
     event::Start,
     state::Outcome,
 };
@@ -81,6 +82,22 @@ impl Node {
                 writer.push(&header, &delivery.sealed);
             }
             writer.finish();
+        }
+    }
+
+    /// Tells consumers which leases ran out, so that they do not go on for nothing.
+    pub(super) fn tell_expired(&mut self, index: usize, mut expired: Vec<Expired>) {
+        let shard = self.shards[index].id();
+        self.counters.expired += expired.len() as u64;
+        expired.sort_by_key(|lease| lease.subscriber);
+        for leases in expired.chunk_by(|a, b| a.subscriber == b.subscriber) {
+            let Some(subscriber) = self.subscribers.get(&leases[0].subscriber) else { continue };
+            let (connection, subscription) = (subscriber.connection, subscriber.number);
+            for leases in leases.chunks(BATCH_MESSAGES_MAX) {
+                let held = |lease: &Expired| Held { shard, offset: lease.offset, attempt: lease.attempt };
+                let items = leases.iter().map(held).collect();
+                self.send(connection, 0, &LeaseLost { subscription, items });
+            }
         }
     }
 
@@ -215,6 +232,10 @@ impl Node {
             self.fail(connection, request, Code::WrongShard, "no such shard");
             return;
         };
+        if self.peeks.values().filter(|(_, peek)| peek.connection == connection).count() >= QUESTIONS_MAX {
+            self.fail(connection, request, Code::Busy, "too many open questions on this connection");
+            return;
+        }
         let next_offset = self.shards[index].state().next_offset;
         let mut items = Vec::new();
         let mut bytes = 0;

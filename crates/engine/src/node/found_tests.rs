@@ -238,3 +238,50 @@ fn a_log_that_cannot_be_read_stops_its_shard_and_ends_the_looks() {
     assert!(stopped.contains("the disk says no"), "{stopped}");
     assert!(!world.node.report().ready);
 }
+
+/// Two subscriptions under one number, asked for at once, both succeeded; the first stayed for ever and took leases.
+#[test]
+fn a_subscription_number_is_used_once() {
+    let (mut world, connection, _) = world_with(Order::Total);
+    let mut bytes = BytesMut::new();
+    subscribe("a", "new", 1, 0, vec![]).encode(70, &mut bytes);
+    subscribe("a", "new", 1, 10, vec![]).encode(71, &mut bytes);
+    world.deliver_bytes(connection, &mut bytes);
+    assert!(matches!(world.answer(connection, 70), Some(Frame::Subscribed(_))));
+    let Some(Frame::Answer(answer)) = world.answer(connection, 71) else { panic!() };
+    assert_eq!(answer.code, Code::Exists.number());
+    world.node.handle(world.now, Input::Disconnected { connection });
+    assert!(world.node.subscribers.is_empty());
+    let connection = world.connect();
+    world.ask(connection, &subscribe("a", "new", 2, 10, vec![]));
+    assert_eq!(world.deliveries(connection).len(), 1);
+}
+
+/// Copies and snapshots did not count as needed, so that a log of small messages was cleaned without end.
+#[test]
+fn cleaning_a_log_of_small_messages_comes_to_rest() {
+    let (mut world, connection, mut sender) = world_with(Order::Total);
+    for _ in 0..10 {
+        sender.publish(&mut world, connection, "a", &[None; 100], 40);
+    }
+    world.pass(Duration::from_secs(5));
+    let moved = world.node.counters.moved;
+    world.pass(Duration::from_secs(60));
+    assert_eq!(world.node.counters.moved, moved);
+    assert_eq!(depth(&world), 1001);
+}
+
+/// A consumer learned that its lease had run out only when it settled.
+#[test]
+fn a_consumer_is_told_when_its_lease_runs_out() {
+    let (mut world, connection, _) = world_with(Order::Total);
+    world.ask(connection, &subscribe("a", "g", 1, 1, vec![]));
+    let items = world.deliveries(connection);
+    world.pass(Duration::from_secs(31));
+    let lost = world.take(connection).into_iter().find_map(|(_, frame)| match frame {
+        Frame::LeaseLost(lost) => Some(lost),
+        _ => None,
+    });
+    let held = Held { shard: items[0].shard, offset: items[0].offset, attempt: items[0].attempt };
+    assert_eq!(lost.map(|lost| (lost.subscription, lost.items)), Some((1, vec![held])));
+}

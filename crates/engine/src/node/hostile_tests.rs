@@ -179,6 +179,8 @@ fn expected(bytes: &[u8]) -> Option<Taken> {
     match reader.next_frame() {
         Err(error) => Some(Taken::Closed(error.code())),
         Ok(None) => Some(Taken::Open(Vec::new())),
+        // What is not for a node is not looked into.
+        Ok(Some((header, _))) if !connection::is_for_node(header.kind) => Some(Taken::Closed(Code::State)),
         Ok(Some((header, body))) => match Frame::decode(header.kind, body) {
             Err(_) => Some(Taken::Closed(Code::Malformed)),
             Ok(Frame::Pong(_) | Frame::Credit(_)) => Some(Taken::Open(Vec::new())),

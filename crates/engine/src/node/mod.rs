@@ -49,6 +49,8 @@ use crate::{
 const WATERMARK_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 /// Rounds of shards answering each other within one flush; more than ever needed, so that a mistake cannot spin.
 const ROUNDS_MAX: usize = 64;
+/// Open questions of one connection that need more than one step, and looks that wait for the disk; each.
+const QUESTIONS_MAX: usize = 256;
 /// Messages copied out of an old segment in one batch.
 const MOVES_MAX: usize = 64;
 
@@ -77,7 +79,7 @@ enum Waiting {
 #[derive(Clone, Debug)]
 enum Reading {
     Shard { shard: usize, place: Position },
-    Move { shard: usize, address: Address, offset: Offset },
+    Move { shard: usize, address: Address, offset: Offset, place: Position },
 }
 
 /// What becomes true when a batch is on stable storage.
@@ -277,6 +279,9 @@ impl Node {
         for (ticket, answer) in work.answers {
             self.answered(now, ticket, answer);
         }
+        if !work.expired.is_empty() {
+            self.tell_expired(index, work.expired);
+        }
         if !work.delivered.is_empty() {
             self.deliver(index, work.delivered);
         }
@@ -378,7 +383,7 @@ impl Node {
                 self.carry(now, shard, work);
                 self.peek_again(shard, readable);
             }
-            Some(Reading::Move { shard, address, offset }) => {
+            Some(Reading::Move { shard, address, offset, place: from }) => {
                 self.moves_outstanding -= 1;
                 match result {
                     Ok(sealed) => {
@@ -388,7 +393,10 @@ impl Node {
                             self.promises.moves.push((shard, address, offset, place));
                         }
                     }
-                    Err(why) => self.shards[shard].stop(&format!("the log cannot be read: {why}"), &mut work),
+                    Err(why) if self.shards[shard].lies_at(&address, offset, from) => {
+                        self.shards[shard].stop(&format!("the log cannot be read: {why}"), &mut work);
+                    }
+                    Err(_) => {}
                 }
                 self.carry(now, shard, work);
             }
@@ -474,9 +482,13 @@ impl Node {
         while self.moves_outstanding < MOVES_MAX
             && let Some((shard, address, offset, place, length)) = self.moving.pop_front()
         {
+            // Settled meanwhile: its segment may be gone already.
+            if !self.shards[shard].lies_at(&address, offset, place) {
+                continue;
+            }
             self.moves_outstanding += 1;
             self.counters.moved += 1;
-            self.ask(Reading::Move { shard, address, offset }, place, length);
+            self.ask(Reading::Move { shard, address, offset, place }, place, length);
         }
     }
 

@@ -12,7 +12,7 @@ use swarmmq_protocol::{
     mac,
 };
 
-use super::{ConnectionId, Node, Now, Waiting, consume::Subscriber};
+use super::{ConnectionId, Node, Now, QUESTIONS_MAX, Waiting, consume::Subscriber};
 use crate::shard::{
     Answer, Work,
     delivery::{Joining, SubscriberId},
@@ -149,6 +149,12 @@ impl Node {
             self.fail(connection, request, code, "this node takes no changes now");
             return;
         }
+        let Some(state) = self.connections.get_mut(&connection) else { return };
+        if state.operations >= QUESTIONS_MAX {
+            self.fail(connection, request, Code::Busy, "too many open questions on this connection");
+            return;
+        }
+        state.operations += 1;
         let id = OperationId(self.number());
         let operation = Operation { connection, request, goal, outstanding: 0, count: 0, refused: None };
         self.operations.insert(id, operation);
@@ -173,6 +179,9 @@ impl Node {
 
     fn advance(&mut self, now: Now, id: OperationId) {
         let Some(mut operation) = self.operations.remove(&id) else { return };
+        if let Some(state) = self.connections.get_mut(&operation.connection) {
+            state.operations -= 1;
+        }
         if let Some((outcome, code)) = operation.refused {
             let reply = Reply { outcome, code: code.number(), message: "the shard refused it".into() };
             self.send(operation.connection, operation.request, &reply);
@@ -183,6 +192,9 @@ impl Node {
             Step::Done => self.finish(now, &operation),
             Step::Ask(questions) => {
                 operation.outstanding = questions.len();
+                if let Some(state) = self.connections.get_mut(&operation.connection) {
+                    state.operations += 1;
+                }
                 self.operations.insert(id, operation);
                 for (index, event) in questions {
                     let ticket = self.ticket(Waiting::Operation(id));
@@ -393,6 +405,11 @@ impl Node {
 
     fn subscribed(&mut self, now: Now, connection: ConnectionId, request: u64, frame: &Subscribe) {
         if !self.connections.get(&connection).is_some_and(super::connection::Connection::is_ready) {
+            return;
+        }
+        if self.subscription(connection, frame.subscription).is_some() {
+            // Two subscriptions under one number were asked for at once; this one came second.
+            self.fail(connection, request, Code::Exists, "this subscription number is in use");
             return;
         }
         let id = SubscriberId(self.number());

@@ -10,6 +10,8 @@ use crate::shard::Shard;
 
 /// Segments that are never worth cleaning.
 const SEGMENTS_MIN: usize = 3;
+/// What a copy of a message costs beside its bytes: record header, address, its share of a batch record.
+const COPY_BYTES: u64 = 128;
 /// Log written by one shard between its snapshots, at least, in bytes.
 pub(super) const SNAPSHOT_INTERVAL_BYTES: u64 = 64 << 20;
 
@@ -50,11 +52,10 @@ impl Space {
             return Cleaning::Nothing;
         };
         let total = self.segments.len() as u64 * segment_bytes;
-        let live: u64 = shards
-            .iter()
-            .flat_map(|shard| shard.state().live_segments().values())
-            .map(|live| live.bytes)
-            .sum();
+        let messages = shards.iter().flat_map(|shard| shard.state().live_segments().values());
+        let copies: u64 = messages.map(|live| live.bytes + live.messages * COPY_BYTES).sum();
+        let snapshots: u64 = shards.iter().map(Shard::snapshot_bytes).sum();
+        let live = copies + snapshots;
         if self.segments.len() <= SEGMENTS_MIN || live * 2 > total {
             return Cleaning::Nothing;
         }

@@ -219,6 +219,7 @@ impl World {
             .into_iter()
             .flat_map(|(_, frame)| match frame {
                 Frame::Deliver(Deliver { items, .. }) => items,
+                Frame::LeaseLost(_) => Vec::new(),
                 other => panic!("{other:?} among deliveries"),
             })
             .collect()

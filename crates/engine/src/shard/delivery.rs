@@ -111,11 +111,24 @@ pub struct Joining<'a> {
     pub held: &'a [(Offset, Attempt)],
 }
 
+/// A lease that ran out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expired {
+    /// Whose it was.
+    pub subscriber: SubscriberId,
+    /// Of which message.
+    pub offset: Offset,
+    /// Which delivery of it.
+    pub attempt: Attempt,
+}
+
 /// What deliveries need before they can go on.
 #[derive(Debug, Default)]
 pub struct Needs {
     /// To be proposed.
     pub events: Vec<Event>,
+    /// Leases that ran out.
+    pub expired: Vec<Expired>,
     /// To be read from the log.
     pub reads: Vec<(Position, u32)>,
     /// Bytes that failed their checksum: they were not served.
@@ -535,9 +548,11 @@ impl Delivery {
                 run.deadlines.pop_first();
                 let lease = run.leases.remove(&offset).expect("a deadline goes with its lease");
                 run.leaving.insert(offset);
+                let (subscriber, attempt) = (lease.subscriber, lease.attempt);
+                needs.expired.push(Expired { subscriber, offset: Offset(offset), attempt });
                 items.push(Returned {
                     offset: Offset(offset),
-                    attempt: lease.attempt,
+                    attempt,
                     cause: Cause::Expired,
                     reason: String::new(),
                 });

@@ -28,7 +28,7 @@ use self::{
     cache::Cache,
     consensus::{Consensus, LogEntry},
     dedup::Verdict,
-    delivery::{Credits, Delivered, Delivery, Joining, LeaseLost, Needs, Settlement, SubscriberId},
+    delivery::{Credits, Delivered, Delivery, Expired, Joining, LeaseLost, Needs, Settlement, SubscriberId},
     event::{Entry, EntryWriter, Event, Order},
     state::{Outcome, Placed, PlacedRun, State},
 };
@@ -82,6 +82,8 @@ pub struct Work {
     pub answers: Vec<(Ticket, Answer)>,
     /// For consumers.
     pub delivered: Vec<Delivered>,
+    /// Leases that ran out, for those who had them.
+    pub expired: Vec<Expired>,
     /// To be read from the log, in bytes.
     pub reads: Vec<(Position, u32)>,
     /// Consensus rounds that wait for the records appended since the last batch to be on stable storage.
@@ -441,6 +443,7 @@ impl Shard {
         for event in &needs.events {
             self.push(event, None);
         }
+        work.expired.extend(needs.expired);
         for (place, length) in needs.reads {
             if self.reading.is_none() {
                 self.reading = Some(place);
@@ -560,6 +563,11 @@ impl Shard {
         self.floor_segment
     }
 
+    /// Bytes of the latest snapshot.
+    pub fn snapshot_bytes(&self) -> u64 {
+        self.snapshot_bytes
+    }
+
     /// Whether enough was logged since the last snapshot for a new one to pay.
     pub fn wants_snapshot(&self, interval_bytes: u64) -> bool {
         self.stopped.is_none() && self.log_bytes_since_snapshot > interval_bytes.max(self.snapshot_bytes * 2)
@@ -613,6 +621,12 @@ impl Shard {
                 )
             })
             .collect()
+    }
+
+    /// Whether the message exists and its bytes lie at `place`.
+    pub fn lies_at(&self, address: &Address, offset: Offset, place: Position) -> bool {
+        let message = self.state.queues.get(address).and_then(|queue| queue.messages.get(&offset.0));
+        message.is_some_and(|message| message.place == place)
     }
 
     /// Appends a copy of a live message's bytes, checked first; rotten ones stop the shard. `None`: there is no copy.

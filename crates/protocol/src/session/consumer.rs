@@ -568,7 +568,10 @@ impl Consumer {
     /// Takes the news that leases ended.
     pub fn lease_lost(&mut self, frame: &LeaseLost) {
         for item in &frame.items {
-            self.lose(DeliveryId { shard: item.shard, offset: item.offset });
+            let id = DeliveryId { shard: item.shard, offset: item.offset };
+            if self.held.get(&id).is_some_and(|message| message.attempt == item.attempt) {
+                self.lose(id);
+            }
         }
     }
 

@@ -11,7 +11,8 @@ pub(super) fn judge(case: &Case<'_>) -> Vec<String> {
     let window = RECLAIM_WINDOW.as_nanos() as u64;
     for ((group, id), deliveries) in &case.given {
         let dead = case.history.groups[*group].dead;
-        for pair in deliveries.windows(2) {
+        let timely: Vec<_> = deliveries.iter().filter(|given| !given.late).collect();
+        for pair in timely.windows(2) {
             let (first, second) = (pair[0], pair[1]);
             // Two groups may bury one message: two letters with two offsets.
             if dead && first.offset != second.offset {

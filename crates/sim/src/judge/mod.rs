@@ -122,6 +122,7 @@ pub(crate) mod tests {
             shard: ShardId(0),
             offset: Offset(n),
             attempt: Attempt(1),
+            late: false,
             hash: Some(n),
             dead_reason: String::new(),
             wish: None,

@@ -14,7 +14,7 @@ pub(super) fn judge(case: &Case<'_>) -> Vec<String> {
     let mut of_key: BTreeMap<_, Vec<&Given>> = BTreeMap::new();
     for given in &case.history.given {
         let group = &case.history.groups[given.group];
-        if group.dead {
+        if group.dead || given.late {
             continue;
         }
         match case.plan.addresses[group.address].order {

@@ -19,7 +19,7 @@ pub(super) fn judge(case: &Case<'_>) -> Vec<String> {
             }
             settled = Some(given);
             for other in deliveries.iter().filter(|other| other.offset == given.offset) {
-                if other.step > confirmed {
+                if other.step > confirmed && !other.late {
                     undone.push(format!("{id} was settled in group {group}, and given again"));
                 }
                 if held_by_another(case, *group, other, given, wished) {
@@ -47,7 +47,8 @@ fn confirmed(given: &Given) -> Option<(u64, u64)> {
 fn held_by_another(case: &Case<'_>, group: usize, other: &Given, given: &Given, wished: u64) -> bool {
     let address = case.history.groups[group].address;
     let lease = case.plan.addresses[address].settings.lease.map_or(0, |lease| lease.as_nanos() as u64);
-    other.consumer != given.consumer
+    !other.late
+        && other.consumer != given.consumer
         && given.step < other.step
         && other.step < wished
         && other.wish.is_none_or(|(step, _)| step > wished)

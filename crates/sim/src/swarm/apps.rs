@@ -5,6 +5,7 @@ use std::time::Duration;
 use swarmmq_protocol::{
     frame::{SettleAction, StartAt},
     id::{ConsumerId, GroupName},
+    limits::RECLAIM_WINDOW,
     session::{consumer::DeliveryId, producer::SendResult},
 };
 
@@ -192,6 +193,7 @@ impl Swarm {
                 shard: id.shard,
                 offset: id.offset,
                 attempt: delivery.attempt,
+                late: self.is_late(group, boot),
                 hash: opened.map(|opened| hash(&opened.body)),
                 dead_reason: delivery.reason,
                 wish: None,
@@ -199,13 +201,26 @@ impl Swarm {
                 result: None,
                 died: None,
             });
-            let pause = self.handling_time(client);
+            let pause = self.handling_time(client, group);
             let life = self.clients[client].life;
             self.after(pause, Event::Handled { client, life, subscription, id, given });
         }
     }
 
-    fn handling_time(&mut self, client: usize) -> u64 {
+    /// Whether what arrives now from the node's life `boot` may have been given to others while it travelled.
+    fn is_late(&self, group: usize, boot: u64) -> bool {
+        // Lives count from 1: the next one stands at the number of this one.
+        let next = self.history.boots.get(boot as usize);
+        let reclaimed = next.is_some_and(|next| self.at - next.at >= RECLAIM_WINDOW.as_nanos() as u64);
+        reclaimed || self.at - self.sent_at >= self.lease_of(group)
+    }
+
+    fn lease_of(&self, group: usize) -> u64 {
+        let settings = &self.plan.addresses[self.history.groups[group].address].settings;
+        settings.lease.map_or(SECOND, |lease| lease.as_nanos() as u64)
+    }
+
+    fn handling_time(&mut self, client: usize, group: usize) -> u64 {
         let planned = self.plan.consumers.get(client.wrapping_sub(1));
         let usual = planned.map_or(10 * MILLISECOND, |planned| planned.handling);
         if matches!(self.phase, Phase::Drain { .. }) {
@@ -214,6 +229,8 @@ impl Swarm {
         match self.workload.below(100) {
             0 => self.workload.between(SECOND, 12 * SECOND),
             1..4 => self.workload.between(SECOND / 10, 2 * SECOND),
+            // Just when the lease runs out.
+            4 => self.lease_of(group) - 4 * MILLISECOND + self.workload.below(6 * MILLISECOND),
             _ => self.workload.between(MILLISECOND / 2, usual),
         }
     }

@@ -24,10 +24,14 @@ impl Swarm {
                 self.drain();
                 self.host.is_up()
             }
-            Fault::Cut => {
+            Fault::Cut | Fault::SlowLink => {
                 let live = self.live_connections();
                 let which = (!live.is_empty()).then(|| live[self.chaos.below(live.len() as u64) as usize]);
-                which.into_iter().for_each(|connection| self.cut(connection));
+                match which {
+                    Some(connection) if fault == Fault::Cut => self.cut(connection),
+                    Some(connection) => self.slow(connection),
+                    None => {}
+                }
                 which.is_some()
             }
             Fault::CutAll => {

@@ -62,6 +62,7 @@ enum Event {
     },
     ToClient {
         connection: u64,
+        sent_at: u64,
         bytes: BytesMut,
     },
     /// One end learns that the connection is gone.
@@ -138,6 +139,8 @@ pub struct Swarm {
     chaos: Rng,
     entropy: Rng,
     next_consumer: u64,
+    /// When the bytes that a client reads now were sent.
+    sent_at: u64,
     late_groups: u64,
 }
 
@@ -171,6 +174,7 @@ impl Swarm {
             chaos: Rng::new(seed, Stream::Faults),
             entropy,
             next_consumer: 1,
+            sent_at: 0,
             late_groups: 0,
             plan,
         };
@@ -233,7 +237,7 @@ impl Swarm {
             Event::Start => self.start(),
             Event::Space { free } => self.space(free),
             Event::ToNode { connection, bytes } => self.reach_node(connection, &bytes),
-            Event::ToClient { connection, bytes } => self.reach_client(connection, &bytes),
+            Event::ToClient { connection, sent_at, bytes } => self.reach_client(connection, sent_at, &bytes),
             Event::NodeHears { connection } => self.node_hears(connection),
             Event::ClientHears { connection } => self.client_hears(connection),
             Event::Dial { client, life } => self.dial(client, life),

@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use swarmmq_protocol::frame::FrameReader;
 
 use super::{Event, Swarm, host::Arrival};
-use crate::clock::MILLISECOND;
+use crate::clock::{MILLISECOND, SECOND};
 
 /// One connection between a client and one life of the node.
 #[derive(Debug)]
@@ -18,9 +18,24 @@ pub(super) struct Connection {
     pub(super) broken_at_node: bool,
     to_node_at: u64,
     to_client_at: u64,
+    to_node_slow: Slowness,
+    to_client_slow: Slowness,
     /// Bytes do not arrive any more.
     to_node_lost: bool,
     to_client_lost: bool,
+}
+
+/// Until when bytes of one direction take how much longer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slowness {
+    until: u64,
+    by: u64,
+}
+
+impl Slowness {
+    fn at(self, at: u64) -> u64 {
+        if at < self.until { self.by } else { 0 }
+    }
 }
 
 impl Swarm {
@@ -53,6 +68,8 @@ impl Swarm {
                 broken_at_node: false,
                 to_node_at: self.at,
                 to_client_at: self.at,
+                to_node_slow: Slowness::default(),
+                to_client_slow: Slowness::default(),
                 to_node_lost: false,
                 to_client_lost: false,
             },
@@ -76,7 +93,7 @@ impl Swarm {
         let latency = self.latency();
         let at = self.at + latency;
         let Some(state) = self.connections.get_mut(&connection) else { return };
-        state.to_node_at = state.to_node_at.max(at);
+        state.to_node_at = state.to_node_at.max(at + state.to_node_slow.at(self.at));
         let at = state.to_node_at;
         self.push(at, Event::ToNode { connection, bytes });
     }
@@ -86,9 +103,9 @@ impl Swarm {
         let latency = self.latency();
         let at = self.at + latency;
         let Some(state) = self.connections.get_mut(&connection) else { return };
-        state.to_client_at = state.to_client_at.max(at);
+        state.to_client_at = state.to_client_at.max(at + state.to_client_slow.at(self.at));
         let at = state.to_client_at;
-        self.push(at, Event::ToClient { connection, bytes });
+        self.push(at, Event::ToClient { connection, sent_at: self.at, bytes });
     }
 
     pub(super) fn reach_node(&mut self, connection: u64, bytes: &[u8]) {
@@ -102,7 +119,7 @@ impl Swarm {
         self.arrive(Arrival::Bytes { connection });
     }
 
-    pub(super) fn reach_client(&mut self, connection: u64, bytes: &[u8]) {
+    pub(super) fn reach_client(&mut self, connection: u64, sent_at: u64, bytes: &[u8]) {
         let Some(state) = self.connections.get(&connection) else { return };
         let (client, life) = (state.client, state.life);
         if state.to_client_lost || self.clients[client].life != life {
@@ -113,6 +130,7 @@ impl Swarm {
         }
         self.note("client receives", client as u64, connection, bytes.len() as u64);
         let now = crate::clock::instant(self.at);
+        self.sent_at = sent_at;
         let broken = self.clients[client].receive(now, bytes).is_err();
         self.listen(client);
         if broken {
@@ -121,6 +139,17 @@ impl Swarm {
         } else {
             self.pump(client);
         }
+    }
+
+    /// One direction becomes slow; nothing is lost, and neither end can know.
+    pub(super) fn slow(&mut self, connection: u64) {
+        let slowness = Slowness {
+            until: self.at + self.chaos.between(SECOND, 6 * SECOND),
+            by: self.chaos.between(SECOND / 10, 5 * SECOND),
+        };
+        let to_node = self.chaos.chance(500);
+        let Some(state) = self.connections.get_mut(&connection) else { return };
+        *(if to_node { &mut state.to_node_slow } else { &mut state.to_client_slow }) = slowness;
     }
 
     /// The wire is cut: bytes under way are lost, and each end learns of it in its own time.
