@@ -9,6 +9,7 @@ use swarmmq_client::SwarmMq;
 use swarmmq_protocol::{
     admin::{AddressInfo, AdminAnswer, AdminRequest, GroupInfo, Order, Settings},
     id::Address,
+    limits::LEASE_TOTAL_MAX,
 };
 
 use crate::{
@@ -71,12 +72,20 @@ pub(crate) struct SettingArgs {
     /// Failed attempts before a message is dead-lettered
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     attempts: Option<u32>,
-    /// Lease of a delivery
-    #[arg(long, value_parser = parse::duration)]
+    /// Lease of a delivery, at most 10 minutes
+    #[arg(long, value_parser = lease)]
     lease: Option<Duration>,
     /// Waiting bytes of one shard above which publishes are refused
     #[arg(long, value_parser = parse::bytes)]
     backlog_bytes: Option<u64>,
+}
+
+fn lease(text: &str) -> Result<Duration, String> {
+    let lease = parse::duration(text)?;
+    if lease.is_zero() || lease > LEASE_TOTAL_MAX {
+        return Err(format!("a lease is longer than 0 and at most {} s", LEASE_TOTAL_MAX.as_secs()));
+    }
+    Ok(lease)
 }
 
 impl SettingArgs {
@@ -95,6 +104,20 @@ pub(crate) fn address(text: &str) -> Outcomes<Address> {
     Address::parse(text)
         .map_err(|error| swarmmq_client::Error::Name { given: text.to_owned(), error })
         .map_err(Failure::from)
+}
+
+/// An address that messages can be sent to.
+pub(crate) fn sendable(text: &str) -> Outcomes<Address> {
+    let address = address(text)?;
+    if address.is_dead_letter() {
+        return Err(Failure::usage(
+            format!(
+                "{address} names a dead-letter queue: the cluster makes those, they can only be received from"
+            ),
+            "a last segment `dlq` is reserved: use another address",
+        ));
+    }
+    Ok(address)
 }
 
 /// The answer was of another kind than the question.
@@ -140,6 +163,29 @@ pub(crate) async fn destroy(
         say(format!("done: {messages} messages"));
     }
     Ok(())
+}
+
+/// An address that was there before keeps its settings: whoever asked for others must know.
+async fn check_settings(client: &SwarmMq, address: &Address, wanted: &Settings) -> Outcomes<()> {
+    if *wanted == Settings::default() {
+        return Ok(());
+    }
+    let answer = client.admin(AdminRequest::AddressInfo { address: address.clone() }).await?;
+    let Some(AdminAnswer::Address(info)) = answer else { return Err(unexpected()) };
+    let has = &info.settings;
+    let differs = wanted.min_age.is_some() && wanted.min_age != has.min_age
+        || wanted.attempts_max.is_some() && wanted.attempts_max != has.attempts_max
+        || wanted.lease.is_some() && wanted.lease != has.lease
+        || wanted.backlog_bytes_max.is_some() && wanted.backlog_bytes_max != has.backlog_bytes_max;
+    if !differs {
+        return Ok(());
+    }
+    Err(Failure::new(
+        1,
+        "exists",
+        format!("{address} existed with other settings, and keeps them"),
+        format!("see `swarmmq address info {address}`, change them with `swarmmq address set`"),
+    ))
 }
 
 #[derive(Serialize)]
@@ -246,8 +292,8 @@ fn show(info: &AddressInfo) {
 pub(crate) async fn run(command: &AddressCommand, target: &Target, as_json: bool) -> Outcomes<u8> {
     let name = match command {
         AddressCommand::Ls => None,
-        AddressCommand::Create { address: name, .. }
-        | AddressCommand::Info { address: name }
+        AddressCommand::Create { address: name, .. } => Some(sendable(name)?),
+        AddressCommand::Info { address: name }
         | AddressCommand::Set { address: name, .. }
         | AddressCommand::Rm { address: name, .. }
         | AddressCommand::Purge { address: name, .. } => Some(address(name)?),
@@ -264,7 +310,10 @@ pub(crate) async fn run(command: &AddressCommand, target: &Target, as_json: bool
     match (command, name) {
         (AddressCommand::Create { order, settings, .. }, Some(address)) => {
             let (order, settings) = (*order, settings.settings());
-            client.admin(AdminRequest::AddressCreate { address: address.clone(), order, settings }).await?;
+            let request =
+                AdminRequest::AddressCreate { address: address.clone(), order, settings: settings.clone() };
+            client.admin(request).await?;
+            check_settings(&client, &address, &settings).await?;
             if as_json {
                 print(&json!({"address": address.as_str(), "order": order.text()}));
             } else {

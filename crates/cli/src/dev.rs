@@ -16,11 +16,12 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
 };
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use swarmmq_client::{Options, SwarmMq};
 use swarmmq_protocol::admin::{AdminAnswer, AdminRequest};
 
 use crate::{
-    discover::{LOCAL, load_keyring},
+    discover::{CLUSTER, LOCAL, load_keyring},
     keys,
     output::{Failure, Outcomes, print, say},
     ports,
@@ -38,7 +39,7 @@ pub(crate) enum DevCommand {
     /// Make a local cluster, or start the one that is there
     Up {
         /// How many nodes
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
         nodes: u16,
         /// Where it lives
         #[arg(long, default_value = LOCAL)]
@@ -92,7 +93,7 @@ pub(crate) fn run(command: &DevCommand, as_json: bool) -> Outcomes<u8> {
         DevCommand::Kill { node, dir } => kill(dir, *node)?,
         DevCommand::Start { node, dir } => start(dir, *node)?,
         DevCommand::Env { dir } => {
-            env(&Cluster::load(dir)?);
+            env(&Cluster::load(dir)?, as_json);
             return Ok(0);
         }
     };
@@ -123,7 +124,7 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     fn path(directory: &Path) -> PathBuf {
-        directory.join("cluster.json")
+        directory.join(CLUSTER)
     }
 
     /// Reads it and forgets processes that are gone.
@@ -138,7 +139,7 @@ impl Cluster {
         let mut cluster: Self = serde_json::from_str(&text).map_err(|error| {
             Failure::local(
                 format!("{} is damaged: {error}", path.display()),
-                "remove the directory and run `dev up`",
+                "restore it: ports and keyrings are in node-1/node.toml beside it; the messages are in node-1/data",
             )
         })?;
         for node in &mut cluster.nodes {
@@ -226,6 +227,9 @@ pub(crate) fn up(directory: &Path, nodes: u16, base_port: Option<u16>) -> Outcom
             "use --nodes 1",
         ));
     }
+    if base_port.is_some() {
+        ports::block(nodes, base_port)?;
+    }
     fs::create_dir_all(directory).map_err(|error| local(directory, &error))?;
     let directory = &directory.canonicalize().map_err(|error| local(directory, &error))?;
     let _lock = lock(directory)?;
@@ -246,12 +250,23 @@ pub(crate) fn up(directory: &Path, nodes: u16, base_port: Option<u16>) -> Outcom
         }
         cluster
     } else {
+        refuse_leftovers(directory)?;
         make(directory, nodes, base_port)?
     };
     for id in 1..=nodes {
         start_node(directory, &mut cluster, id)?;
     }
     Ok(cluster)
+}
+
+/// A cluster whose `cluster.json` is gone is not made anew over its keys and data.
+fn refuse_leftovers(directory: &Path) -> Outcomes<()> {
+    let left = ["client.keyring", "node.keyring", "node-1"].map(|name| directory.join(name));
+    let Some(left) = left.iter().find(|path| path.exists()) else { return Ok(()) };
+    Err(Failure::local(
+        format!("there is {} but no {CLUSTER} beside it", left.display()),
+        "if an interrupted `dev up` left this, remove the directory; otherwise restore cluster.json, or use another --dir",
+    ))
 }
 
 fn make(directory: &Path, nodes: u16, base_port: Option<u16>) -> Outcomes<Cluster> {
@@ -509,12 +524,16 @@ fn show(cluster: &Cluster, as_json: bool) {
     }
 }
 
-fn env(cluster: &Cluster) {
+fn env(cluster: &Cluster, as_json: bool) {
     let servers: Vec<&str> = cluster.nodes.iter().map(|node| node.client.as_str()).collect();
-    say(format!("export SWARMMQ_SERVERS={}", servers.join(",")));
+    let (servers, keyring) = (servers.join(","), cluster.keyring.to_string_lossy());
+    if as_json {
+        print(&json!({"SWARMMQ_SERVERS": servers, "SWARMMQ_KEYRING": keyring}));
+        return;
+    }
+    say(format!("export SWARMMQ_SERVERS={servers}"));
     // Single quotes: the path may hold anything.
-    let keyring = cluster.keyring.to_string_lossy().replace('\'', "'\\''");
-    say(format!("export SWARMMQ_KEYRING='{keyring}'"));
+    say(format!("export SWARMMQ_KEYRING='{}'", keyring.replace('\'', "'\\''")));
 }
 
 #[cfg(test)]

@@ -49,15 +49,16 @@ pub(crate) enum GroupCommand {
     },
 }
 
-fn group_name(text: &str) -> Outcomes<GroupName> {
+/// A group from the command line.
+pub(crate) fn name(text: &str) -> Outcomes<GroupName> {
     GroupName::parse(text).map_err(|error| Failure::from(Error::Name { given: text.to_owned(), error }))
 }
 
 /// The command.
 pub(crate) async fn run(command: &GroupCommand, target: &Target, as_json: bool) -> Outcomes<u8> {
     match command {
-        GroupCommand::Ls { address: name } => {
-            let address = address(name)?;
+        GroupCommand::Ls { address: of } => {
+            let address = address(of)?;
             let client = target.connect(CONNECT_TIME_MAX).await?;
             let answer = client.admin(AdminRequest::GroupList { address: address.clone() }).await?;
             let Some(AdminAnswer::Groups(groups)) = answer else { return Err(unexpected()) };
@@ -69,8 +70,8 @@ pub(crate) async fn run(command: &GroupCommand, target: &Target, as_json: bool) 
             }
             client.close().await;
         }
-        GroupCommand::Seek { address: name, group, to, dry_run } => {
-            let (address, group) = (address(name)?, group_name(group)?);
+        GroupCommand::Seek { address: of, group, to, dry_run } => {
+            let (address, group) = (address(of)?, name(group)?);
             let client = target.connect(CONNECT_TIME_MAX).await?;
             let sentence = format!("moving group {group} of {address}: {{}} messages will be before it");
             let what = json!({"address": address.as_str(), "group": group.as_str()});
@@ -83,8 +84,8 @@ pub(crate) async fn run(command: &GroupCommand, target: &Target, as_json: bool) 
             destroy(&client, as_json, what, &sentence, request, *dry_run).await?;
             client.close().await;
         }
-        GroupCommand::Rm { address: name, group, dry_run } => {
-            let (address, group) = (address(name)?, group_name(group)?);
+        GroupCommand::Rm { address: of, group, dry_run } => {
+            let (address, group) = (address(of)?, name(group)?);
             let client = target.connect(CONNECT_TIME_MAX).await?;
             let sentence = format!("removing group {group} of {address}, for which {{}} messages wait");
             let what = json!({"address": address.as_str(), "group": group.as_str()});

@@ -11,7 +11,7 @@ use serde_json::json;
 use swarmmq_seal::ClientKeyring;
 
 use crate::{
-    output::{Failure, Outcomes, print, say},
+    output::{Failure, Outcomes, note, print, say},
     parse,
 };
 
@@ -37,17 +37,24 @@ pub(crate) fn generate(directory: &Path) -> Outcomes<()> {
             ));
         }
     }
-    write(&directory.join("client.keyring"), keyring.to_text().as_bytes())?;
+    let client = directory.join("client.keyring");
+    write(&client, keyring.to_text().as_bytes())?;
     write(&directory.join("node.keyring"), keyring.to_node_text().as_bytes())
+        .inspect_err(|_| take_back(&client))
+}
+
+/// Half a pair would be in the way of the next attempt.
+fn take_back(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        note(format!("{} is left behind: {error}", path.display()));
+    }
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Outcomes<()> {
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let written = made.and_then(|mut file| {
+        file.write_all(bytes).and_then(|()| file.sync_all()).inspect_err(|_| take_back(path))
+    });
     written.map_err(|error| {
         let hint = match error.kind() {
             ErrorKind::AlreadyExists => "keyrings are never overwritten: choose another --out",

@@ -13,6 +13,7 @@ mod node;
 mod output;
 mod parse;
 mod ports;
+mod reasons;
 mod recv;
 mod send;
 mod signals;
@@ -122,7 +123,8 @@ fn usage(error: &clap::Error) -> ExitCode {
     if !help && std::env::args_os().any(|argument| argument == "--json") {
         let text = error.render().to_string();
         let message = text.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
-        return Failure::usage(message.trim(), "see `swarmmq --help`").report(true);
+        let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
+        return Failure::usage(message.trim(), tip.unwrap_or("see `swarmmq --help`")).report(true);
     }
     // A closed terminal has nobody to tell it to.
     let _closed = error.print().is_err();
@@ -141,8 +143,10 @@ fn run(cli: &Cli) -> Outcomes<u8> {
         Command::Status => wait(status::run(target, json)),
         Command::Bench(BenchCommand::E2e(args)) => bench::run(args, target, json),
         Command::Keys(KeysCommand::Generate { out }) => keys::run(out, json),
-        Command::Init { config } => node::init(config, json),
-        Command::Node { config, own_session } => node::run(config, *own_session),
+        Command::Init { config } => node::refuse_keyring(target).and_then(|()| node::init(config, json)),
+        Command::Node { config, own_session } => {
+            node::refuse_keyring(target).and_then(|()| node::run(config, *own_session))
+        }
         Command::DemoProducer(args) => wait(demo::worker::produce(args, target)),
         Command::DemoConsumer(args) => wait(demo::worker::consume(args, target)),
     }

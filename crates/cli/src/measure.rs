@@ -98,6 +98,11 @@ impl Gap {
         self.last = self.last.max(now);
     }
 
+    /// Work that was there since `since` is given up at `now`: nothing came for it.
+    pub(crate) fn gave_up(&mut self, since: u64, now: u64) {
+        self.longest = self.longest.max(now.saturating_sub(since.max(self.last)));
+    }
+
     pub(crate) fn longest(&self) -> Duration {
         Duration::from_nanos(self.longest)
     }
@@ -141,6 +146,8 @@ mod tests {
         gap.progress(5, 25);
         gap.progress(1000, 1012);
         assert_eq!(gap.longest(), Duration::from_nanos(15));
+        gap.gave_up(1000, 1112);
+        assert_eq!(gap.longest(), Duration::from_nanos(100), "what never came is a gap too");
     }
 
     #[test]

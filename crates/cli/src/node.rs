@@ -4,7 +4,21 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::output::{Outcomes, note, print, say};
+use crate::{
+    discover::Target,
+    output::{Failure, Outcomes, note, print, say},
+};
+
+/// A node is never given a keyring that opens messages, not even one that it would not read (safety rule 25).
+pub(crate) fn refuse_keyring(target: &Target) -> Outcomes<()> {
+    if target.keyring.is_none() {
+        return Ok(());
+    }
+    Err(Failure::usage(
+        "--keyring is for clients: a node must not be able to open messages",
+        "leave it out; the node's own keyring is `node.keyring` in its node.toml",
+    ))
+}
 
 /// `init`: makes a cluster, once.
 pub(crate) fn init(config: &Path, as_json: bool) -> Outcomes<u8> {

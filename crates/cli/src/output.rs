@@ -3,11 +3,9 @@
 use std::{io::Write, process::ExitCode};
 
 use serde::Serialize;
-use swarmmq_client::Error;
-use swarmmq_protocol::error::Outcome;
 use swarmmq_server::StartError;
 
-/// Why a command ends badly, and with which exit code (docs/operating/commands.md).
+/// Why a command ends badly, and with which exit code (docs/operating/README.md).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub(crate) exit: u8,
@@ -58,6 +56,14 @@ impl Failure {
         Self { unknown, ..Self::new(130, "interrupted", message, "run it again to go on") }
     }
 
+    /// With what the cluster says about itself, where that may be the reason.
+    pub(crate) fn because(mut self, problem: Option<&str>) -> Self {
+        if let Some(problem) = problem {
+            self.message = format!("{}; {problem}", self.message);
+        }
+        self
+    }
+
     /// Prints it and gives the exit code.
     pub(crate) fn report(&self, as_json: bool) -> ExitCode {
         if as_json {
@@ -71,26 +77,6 @@ impl Failure {
             }
         }
         ExitCode::from(self.exit)
-    }
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        let hint = match error.exit_code() {
-            2 => "names are segments of A-Z a-z 0-9 _ - joined by dots",
-            3 => "check --servers, and whether the cluster runs (`swarmmq status`)",
-            4 => "check the keyring: its access token and keys must be this cluster's",
-            5 => "it may have happened: look before doing it again",
-            6 => "make the message smaller, or wait until there is room (`swarmmq status`)",
-            _ => "see docs/operating/commands.md",
-        };
-        Self {
-            exit: error.exit_code(),
-            code: error.code(),
-            unknown: error.outcome() == Outcome::Unknown,
-            message: error.to_string(),
-            hint: hint.into(),
-        }
     }
 }
 
@@ -165,14 +151,5 @@ mod tests {
         for (bytes, text) in examples {
             assert_eq!(base64(bytes.as_bytes()), text);
         }
-    }
-
-    #[test]
-    fn the_exit_code_of_a_failure_is_that_of_the_library() {
-        let failure: Failure = Error::Unreachable { servers: "a:1".into(), last: "refused".into() }.into();
-        assert_eq!((failure.exit, failure.code, failure.unknown), (3, "unreachable", false));
-        let failure: Failure =
-            Error::Unknown { code: swarmmq_protocol::error::Code::Deadline, message: String::new() }.into();
-        assert_eq!((failure.exit, failure.code, failure.unknown), (5, "deadline", true));
     }
 }

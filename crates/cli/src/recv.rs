@@ -11,7 +11,9 @@ use tokio::time::Instant;
 
 use crate::{
     acks::Acks,
+    address,
     discover::{CLOSE_TIME_MAX, CONNECT_TIME_MAX, Target},
+    group,
     output::{Failure, Outcomes, base64, note},
     parse, signals,
 };
@@ -147,6 +149,8 @@ enum End {
 
 /// The command.
 pub(crate) async fn run(args: &RecvArgs, target: &Target, as_json: bool) -> Outcomes<u8> {
+    address::address(&args.address)?;
+    group::name(&args.group)?;
     let until = args.timeout.map(|timeout| Instant::now() + timeout);
     let connect_time = args.timeout.unwrap_or(CONNECT_TIME_MAX).min(CONNECT_TIME_MAX);
     tokio::select! {

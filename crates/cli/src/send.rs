@@ -3,23 +3,29 @@
 use std::{
     collections::VecDeque,
     io::{BufRead, Read},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use clap::Args;
 use serde::Serialize;
-use swarmmq_client::{Error, Message, Pending, Producer, ProducerOptions, Receipt};
+use swarmmq_client::{Error, Message, Pending, Producer, ProducerOptions, Receipt, SwarmMq};
 use swarmmq_protocol::{admin::Order, limits::PLAINTEXT_BYTES_MAX};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
+    address,
     discover::{CLOSE_TIME_MAX, CONNECT_TIME_MAX, Target},
-    output::{Failure, Outcomes, print, say},
-    parse, signals,
+    output::{Failure, Outcomes, note, print, say},
+    parse, signals, status,
 };
 
 /// Lines read ahead of what was handed over.
 const LINES_AHEAD: usize = 256;
+/// Time without any answer after which the cluster is asked why.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Time for the last answers after an interruption.
+const INTERRUPTED_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// What to send.
 #[derive(Args, Clone, Debug)]
@@ -40,6 +46,9 @@ pub(crate) struct SendArgs {
     /// The order that the address must have, or is made with: total, key or none
     #[arg(long, value_parser = parse::order)]
     order: Option<Order>,
+    /// Time for each message to be stored; then its fate counts as unknown
+    #[arg(long, value_name = "S", default_value = "30", value_parser = parse::duration)]
+    deadline: Duration,
 }
 
 #[derive(Serialize)]
@@ -153,30 +162,33 @@ fn next_line(input: &mut impl BufRead) -> Outcomes<Option<Bytes>> {
 
 /// The command.
 pub(crate) async fn run(args: &SendArgs, target: &Target, as_json: bool) -> Outcomes<u8> {
+    address::sendable(&args.address)?;
     let mut bodies = Bodies::of(args)?;
     let client = target.connect(CONNECT_TIME_MAX).await?;
-    let options = ProducerOptions { order: args.order, ..ProducerOptions::default() };
+    let options =
+        ProducerOptions { order: args.order, deadline: args.deadline, ..ProducerOptions::default() };
     let in_flight_max = options.in_flight;
     let producer = client.producer(options);
-    let mut sending = Sending { args, as_json, pending: VecDeque::new(), sent: 0, failure: None };
-    let result = tokio::select! {
+    let mut sending =
+        Sending { args, as_json, pending: VecDeque::new(), sent: 0, failure: None, problem: None };
+    tokio::select! {
         biased;
         signal = signals::wait() => {
             signal?;
-            let open = sending.pending.len();
-            Err(Failure::interrupted(
-                open > 0,
-                format!("interrupted: {} messages are stored, the fate of {open} is unknown", sending.sent),
-            ))
+            return Err(sending.interrupted().await);
         }
-        result = sending.all(&producer, &mut bodies, in_flight_max) => result,
-    };
-    result?;
-    if !as_json && sending.sent > 1 {
-        say(format!("sent {} messages to {}", sending.sent, args.address));
+        () = sending.all(&client, &producer, &mut bodies, in_flight_max) => {}
+    }
+    if !as_json && !sending.is_told_singly() && (sending.sent > 0 || sending.failure.is_none()) {
+        let plural = if sending.sent == 1 { "" } else { "s" };
+        say(format!("sent {} message{plural} to {}", sending.sent, args.address));
     }
     if let Some(failure) = sending.failure {
-        return Err(failure);
+        let problem = match sending.problem {
+            None if failure.unknown => Some(status::problem(&client).await),
+            told => told,
+        };
+        return Err(failure.because(problem.as_deref()));
     }
     // Everything has its fate: what is left is courtesy.
     let _in_time = tokio::time::timeout(CLOSE_TIME_MAX, producer.close()).await.is_ok();
@@ -190,21 +202,44 @@ struct Sending<'a> {
     pending: VecDeque<Pending>,
     sent: u64,
     failure: Option<Failure>,
+    /// What the cluster said when no answers came.
+    problem: Option<String>,
 }
 
 impl Sending<'_> {
-    async fn all(&mut self, producer: &Producer, bodies: &mut Bodies, in_flight_max: usize) -> Outcomes<()> {
-        while self.failure.is_none() {
+    async fn all(
+        &mut self,
+        client: &SwarmMq,
+        producer: &Producer,
+        bodies: &mut Bodies,
+        in_flight_max: usize,
+    ) {
+        let mut more = true;
+        let mut patience = std::pin::pin!(tokio::time::sleep(PATIENCE));
+        loop {
+            more &= self.failure.is_none();
+            if !more && self.pending.is_empty() {
+                return;
+            }
             let body = tokio::select! {
                 biased;
                 result = first(&mut self.pending) => {
                     self.settle(result);
+                    patience.as_mut().reset(Instant::now() + PATIENCE);
                     continue;
                 }
-                body = bodies.next(), if self.pending.len() < in_flight_max => body,
+                body = bodies.next(), if more && self.pending.len() < in_flight_max => body,
+                () = &mut patience, if !self.pending.is_empty() && self.problem.is_none() => {
+                    self.ask_why(client).await;
+                    patience.as_mut().reset(Instant::now() + PATIENCE);
+                    continue;
+                }
             };
+            if self.pending.is_empty() {
+                patience.as_mut().reset(Instant::now() + PATIENCE);
+            }
             match body {
-                None => break,
+                None => more = false,
                 Some(Err(failure)) => self.failure = Some(failure),
                 Some(Ok(body)) => {
                     let mut message = Message::new(&self.args.address, body);
@@ -222,11 +257,35 @@ impl Sending<'_> {
                 }
             }
         }
-        while !self.pending.is_empty() {
-            let result = first(&mut self.pending).await;
-            self.settle(result);
-        }
-        Ok(())
+    }
+
+    /// Nothing is acknowledged: whoever waits is told why, once.
+    async fn ask_why(&mut self, client: &SwarmMq) {
+        let problem = status::problem(client).await;
+        note(format!("waiting: nothing was acknowledged for {} s; {problem}", PATIENCE.as_secs()));
+        self.problem = Some(problem);
+    }
+
+    /// What was handed over gets the answers that come at once.
+    async fn interrupted(&mut self) -> Failure {
+        let rest = async {
+            while !self.pending.is_empty() {
+                let result = first(&mut self.pending).await;
+                self.settle(result);
+            }
+        };
+        let _in_time = tokio::time::timeout(INTERRUPTED_TIME_MAX, rest).await.is_ok();
+        let open = self.pending.len();
+        let sent = self.sent;
+        Failure::interrupted(
+            open > 0,
+            format!("interrupted: {sent} messages are stored, the fate of {open} is unknown"),
+        )
+    }
+
+    /// Whether every message gets a line of its own.
+    fn is_told_singly(&self) -> bool {
+        self.args.count == 1 && self.args.body.as_deref().is_some_and(|body| body != "-")
     }
 
     fn settle(&mut self, result: Result<Receipt, Error>) {
@@ -236,7 +295,7 @@ impl Sending<'_> {
                 let address = &self.args.address;
                 if self.as_json {
                     print(&Sent::new(address, &receipt));
-                } else if self.args.count == 1 && self.args.body.as_deref().is_some_and(|body| body != "-") {
+                } else if self.is_told_singly() {
                     let offset = receipt.offset.map_or("unknown".to_owned(), |offset| offset.0.to_string());
                     say(format!(
                         "sent {} to {address}, shard {}, offset {offset}",

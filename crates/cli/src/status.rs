@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use swarmmq_client::SwarmMq;
 use swarmmq_protocol::admin::{AdminAnswer, AdminRequest, NodeState, StatusReport};
 
 use crate::{
@@ -188,6 +189,17 @@ async fn ask(target: &Target) -> Outcomes<StatusReport> {
     match client.admin(AdminRequest::Status).await? {
         Some(AdminAnswer::Status(report)) => Ok(report),
         _ => Err(unexpected()),
+    }
+}
+
+/// What the cluster says when it is asked why something takes so long, in a clause.
+pub(crate) async fn problem(client: &SwarmMq) -> String {
+    match client.admin(AdminRequest::Status).await {
+        Ok(Some(AdminAnswer::Status(report))) => match report.problems.first() {
+            Some(problem) => format!("the cluster says: {}", problem.what),
+            None => "the cluster names no problem".to_owned(),
+        },
+        _ => "the cluster does not answer".to_owned(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! One node as its users meet it: started, used, killed, started again.
 
-mod common;
+mod cluster;
 
 use std::{
     collections::BTreeSet,
@@ -11,9 +11,26 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
+use rustix::process::Signal;
+use serde_json::{Value, json};
 
-use self::common::{Dev, exits, last, lines, ok, until};
+use self::cluster::{
+    Dev, Running, column, ended, errors, exits, fails, fails_as_json, last, lines, ok, signal,
+};
+
+/// A consumer under way, and what it prints.
+fn consumer(dev: &Dev, words: &[&str]) -> (Running, BufReader<std::process::ChildStdout>) {
+    let mut child = dev.command(words).stdout(Stdio::piped()).spawn().unwrap();
+    let output = BufReader::new(child.stdout.take().unwrap());
+    (Running(child), output)
+}
+
+/// The next line it prints.
+fn next(output: &mut impl BufRead) -> Value {
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line:?}"))
+}
 
 #[test]
 fn what_was_acknowledged_before_a_kill_comes_exactly_once_after_it() {
@@ -136,27 +153,102 @@ fn keys_headers_and_bytes_travel_unchanged() {
 }
 
 #[test]
+fn bytes_that_are_no_text_travel_as_base64_for_programs_and_unchanged_for_people() {
+    let dev = Dev::up();
+    let body = [0xff, 0xfe, 0, b'x'];
+    ok(&dev.pipe(&["send", "a", "-"], &body));
+    let peeked = last(&dev.run(&["recv", "a", "--peek", "--json"]));
+    assert_eq!((&peeked["body"], &peeked["body_base64"]), (&json!(null), &json!("//4AeA==")));
+    let received = dev.run(&["recv", "a", "-n", "1", "--timeout", "20s"]);
+    ok(&received);
+    assert_eq!(received.stdout, [&body[..], b"\n"].concat());
+}
+
+#[test]
+fn groups_begin_where_they_were_told_and_looking_takes_nothing() {
+    let dev = Dev::up();
+    let recv = |words: &[&str]| dev.run(&[&["recv", "a", "--json", "--timeout", "20s"][..], words].concat());
+    ok(&dev.run(&["send", "a", "old"]));
+    assert_eq!(column(&recv(&["--peek"]), "body"), ["old"]);
+    assert_eq!(
+        column(&recv(&["--group", "first", "-n", "1"]), "body"),
+        ["old"],
+        "the first begins at the oldest"
+    );
+    let (late, mut late_output) = consumer(&dev, &["recv", "a", "--json", "--group", "late", "-n", "1"]);
+    cluster::until("the group is made", Duration::from_secs(20), || {
+        last(&dev.run(&["group", "ls", "a", "--json"])).to_string().contains("\"late\"")
+    });
+    ok(&dev.run(&["send", "a", "new"]));
+    assert_eq!(next(&mut late_output)["body"], "new", "later ones begin at the end");
+    assert_eq!(late.code(), Some(0));
+    assert_eq!(
+        column(&recv(&["--group", "all", "--from", "start", "-n", "1"]), "body"),
+        ["new"],
+        "old was settled"
+    );
+    fails_as_json(&recv(&["--group", "all", "--from", "start"]), 1, "exists", &["group seek"]);
+    assert_eq!(column(&recv(&["--group", "first", "-n", "1"]), "body"), ["new"]);
+    fails_as_json(
+        &dev.run(&["recv", "a", "-n", "1", "--timeout", "100ms", "--json"]),
+        8,
+        "timeout",
+        &["0 of 1"],
+    );
+}
+
+#[test]
+fn what_is_kept_for_a_while_can_be_replayed() {
+    let dev = Dev::up();
+    ok(&dev.run(&["address", "create", "a", "--min-age", "1h"]));
+    let other = dev.run(&["address", "create", "a", "--min-age", "2h", "--json"]);
+    fails_as_json(&other, 1, "exists", &["address set"]);
+    ok(&dev.run(&["send", "a", "again", "--count", "3"]));
+    let recv = ["recv", "a", "-n", "3", "--timeout", "20s", "--json"];
+    assert_eq!(lines(&dev.run(&recv)).len(), 3);
+    let dry = last(&dev.run(&["group", "seek", "a", "default", "--to", "start", "--dry-run", "--json"]));
+    assert_eq!((&dry["messages"], &dry["dry_run"]), (&json!(3), &json!(true)));
+    ok(&dev.run(&["group", "seek", "a", "default", "--to", "-10m"]));
+    assert_eq!(lines(&dev.run(&recv)).len(), 3, "sought to before they were sent");
+    ok(&dev.run(&["group", "seek", "a", "default", "--to", "end"]));
+    exits(&dev.run(&["recv", "a", "-n", "1", "--timeout", "100ms"]), 8);
+}
+
+#[test]
 fn an_interrupted_consumer_gives_back_what_it_holds() {
     let dev = Dev::up();
-    let mut consumer = dev.command(&["recv", "a", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
-    let mut output = BufReader::new(consumer.stdout.take().unwrap());
-    ok(&dev.run(&["send", "a", "first"]));
-    let mut line = String::new();
-    output.read_line(&mut line).unwrap();
-    assert!(line.contains("first"), "{line}");
-    assert!(Command::new("kill").args(["-INT", &consumer.id().to_string()]).status().unwrap().success());
-    assert_eq!(consumer.wait().unwrap().code(), Some(130));
+    // More than it may hold: whoever reads only one line makes it wait with the others in its hands.
+    let body = "x".repeat(1000);
+    ok(&dev.run(&["send", "a", &body, "--count", "400"]));
+    let (running, mut output) = consumer(&dev, &["recv", "a", "--json"]);
+    let mut printed = vec![next(&mut output)];
+    signal(running.pid(), Signal::INT);
     let mut rest = String::new();
     output.read_to_string(&mut rest).unwrap();
-    let rest: serde_json::Value = serde_json::from_str(&rest).unwrap();
-    assert_eq!(
-        (&rest["error"]["code"], &rest["error"]["outcome"]),
-        (&json!("interrupted"), &json!("failed"))
-    );
-    ok(&dev.run(&["send", "a", "second"]));
-    let received = dev.run(&["recv", "a", "-n", "1", "--timeout", "20s", "--json"]);
+    assert_eq!(running.code(), Some(130));
+    printed.extend(rest.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()));
+    let error = printed.pop().unwrap()["error"].clone();
+    assert_eq!((&error["code"], &error["outcome"]), (&json!("interrupted"), &json!("failed")), "{error}");
+    let left = (400 - printed.len()).to_string();
+    let received = dev.run(&["recv", "a", "-n", &left, "--timeout", "20s", "--json"]);
     ok(&received);
-    assert_eq!((&last(&received)["body"], &last(&received)["attempt"]), (&json!("second"), &json!(1)));
+    let twice: BTreeSet<String> =
+        printed.iter().chain(&lines(&received)).map(|line| line["id"].to_string()).collect();
+    assert_eq!(twice.len(), 400, "every message was printed, and none twice");
+}
+
+#[test]
+fn output_that_nobody_reads_ends_the_consumer_and_loses_nothing() {
+    let dev = Dev::up();
+    ok(&dev.run(&["send", "a", "x", "--count", "3"]));
+    let (running, mut output) = consumer(&dev, &["recv", "a", "--json"]);
+    let mut printed: Vec<Value> = (0..3).map(|_| next(&mut output)).collect();
+    drop(output);
+    ok(&dev.run(&["send", "a", "y"]));
+    assert_eq!(running.code(), Some(1));
+    printed.push(last(&dev.run(&["recv", "a", "-n", "1", "--timeout", "20s", "--json"])));
+    let bodies: Vec<&Value> = printed.iter().map(|line| &line["body"]).collect();
+    assert_eq!(bodies, ["x", "x", "x", "y"]);
 }
 
 #[test]
@@ -195,16 +287,100 @@ fn addresses_and_groups_are_made_looked_at_and_removed() {
 }
 
 #[test]
-fn sigterm_drains_and_what_was_stored_is_there_afterwards() {
+fn sigterm_drains_and_clients_go_on_when_the_node_is_back() {
     let dev = Dev::up();
     ok(&dev.run(&["send", "a", "x", "--count", "100"]));
+    let (running, mut output) = consumer(&dev, &["recv", "a", "--json", "-n", "101"]);
+    for _ in 0..100 {
+        assert_eq!(next(&mut output)["attempt"], json!(1));
+    }
     let pid = dev.pid();
-    assert!(Command::new("kill").args(["-TERM", &pid.to_string()]).status().unwrap().success());
-    until("the node ends", Duration::from_secs(15), || {
-        fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default().is_empty()
-    });
+    signal(pid, Signal::TERM);
+    ended(pid, Duration::from_secs(15));
+    let log = fs::read_to_string(dev.directory().join("node-1/node.log")).unwrap();
+    assert!(log.contains("stopped drained=true"), "{log}");
+    exits(&dev.run(&["status"]), 3);
     ok(&dev.run(&["dev", "start", "1"]));
-    let received = dev.run(&["recv", "a", "-n", "100", "--timeout", "20s", "--json"]);
-    ok(&received);
-    assert!(lines(&received).iter().all(|line| line["attempt"] == json!(1)), "nothing was held");
+    ok(&dev.run(&["send", "a", "after"]));
+    let after = next(&mut output);
+    assert_eq!((&after["body"], &after["attempt"]), (&json!("after"), &json!(1)));
+    assert_eq!(running.code(), Some(0));
+}
+
+#[test]
+fn a_node_of_its_own_is_made_run_and_stopped_by_hand() {
+    let dev = Dev::nothing();
+    ok(&dev.run(&["keys", "generate", "--out", "keys"]));
+    let free: Vec<_> = (0..2).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let (client, admin) =
+        (free[0].local_addr().unwrap().to_string(), free[1].local_addr().unwrap().to_string());
+    drop(free);
+    let text = format!(
+        "[node]\nid = 7\ndata = \"data\"\nkeyring = \"keys/node.keyring\"\n[listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\n"
+    );
+    fs::write(dev.path("node.toml"), text).unwrap();
+    let made = last(&dev.run(&["init", "--config", "node.toml", "--json"]));
+    assert_eq!((&made["node"], &made["shards"]), (&json!(7), &json!(16)));
+    let node =
+        Running(dev.command(&["node", "--config", "node.toml"]).stderr(Stdio::null()).spawn().unwrap());
+    let with = ["--servers", &client, "--keyring", "keys/client.keyring", "--json"];
+    let status = |dev: &Dev| dev.run(&[&["status"][..], &with].concat());
+    cluster::until("the node serves", Duration::from_secs(20), || status(&dev).status.success());
+    let report = last(&status(&dev));
+    assert_eq!(report["cluster"], made["cluster"]);
+    assert_eq!(
+        (&report["healthy"], &report["state"], &report["problems"]),
+        (&json!(true), &json!("healthy"), &json!([]))
+    );
+    assert_eq!(
+        report["nodes"],
+        json!([{"id": 7, "state": "alive", "roles": ["ingress", "router", "store"], "version": env!("CARGO_PKG_VERSION")}])
+    );
+    assert_eq!(report["shards"].as_array().unwrap().len(), 16);
+    assert_eq!(
+        report["shards"][3],
+        json!({"id": 3, "leader": 7, "term": 1, "replicas": [7], "in_sync": [7]})
+    );
+    signal(node.pid(), Signal::TERM);
+    assert_eq!(node.code(), Some(0), "a drained node ends well");
+}
+
+#[test]
+fn exports_point_clients_elsewhere_to_the_cluster() {
+    let dev = Dev::up();
+    ok(&dev.run(&["send", "a", "found"]));
+    let exports = String::from_utf8(dev.run(&["dev", "env"]).stdout).unwrap();
+    let script = format!("{exports} cd / && {} recv a -n 1 --timeout 20s", cluster::SWARMMQ);
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    ok(&output);
+    assert_eq!(output.stdout, b"found\n");
+    let object = last(&dev.run(&["dev", "env", "--json"]));
+    assert_eq!(object["SWARMMQ_SERVERS"], json!(dev.node("client")));
+    assert_eq!(object["SWARMMQ_KEYRING"], dev.cluster()["keyring"]);
+}
+
+#[test]
+fn people_are_told_in_words_and_errors_go_to_standard_error() {
+    let dev = Dev::up();
+    let said = |words: &[&str]| {
+        let output = dev.run(words);
+        ok(&output);
+        assert_eq!(errors(&output), "", "{words:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(said(&["send", "shop.orders", "one"]).starts_with("sent "));
+    assert_eq!(said(&["send", "shop.orders", "more", "--count", "2"]), "sent 2 messages to shop.orders\n");
+    assert_eq!(said(&["recv", "shop.orders", "-n", "2"]), "one\nmore\n");
+    assert!(said(&["address", "info", "shop.orders"]).contains("default  1"));
+    assert!(said(&["address", "purge", "shop.orders", "--dry-run"]).contains("removing 1 messages"));
+    assert!(said(&["group", "rm", "shop.orders", "default", "--dry-run"]).contains("nothing was changed"));
+    assert!(said(&["group", "ls", "shop.orders"]).starts_with("GROUP"));
+    assert!(said(&["address", "rm", "shop.orders"]).contains("done: 1 messages"));
+    assert!(said(&["status"]).starts_with("healthy\n"));
+    assert!(said(&["dev", "status"]).contains("running, pid "));
+    let piped = dev.pipe(&["send", "a", "-"], b"only one");
+    assert_eq!(String::from_utf8(piped.stdout).unwrap(), "sent 1 message to a\n");
+    fails(&dev.run(&["address", "info", "nowhere"]), 1, &["no such address", "swarmmq address ls"]);
+    fails(&dev.run(&["group", "rm", "a", "nobody"]), 1, &["swarmmq group ls"]);
+    fails(&dev.run(&["dev", "start", "2"]), 2, &["there is no node 2", "swarmmq dev status"]);
 }

@@ -92,8 +92,7 @@ impl NodeConfig {
         })?;
         let file: File = toml::from_str(&text).map_err(|error| {
             let message = error.message().lines().next().unwrap_or_default().to_owned();
-            let line =
-                error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+            let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
             StartError::config(format!("{}, line {line}: {message}", path.display()), suggestion(&message))
         })?;
         let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -171,7 +170,7 @@ fn address(key: &str, value: &str) -> Result<SocketAddr, StartError> {
 
 /// What was meant by the unknown key that `message` quotes. The parser's message names the keys of that section, too.
 fn suggestion(message: &str) -> String {
-    let everything = "see docs/operating/node.md for every key".to_owned();
+    let everything = "see docs/operating/README.md for every key".to_owned();
     let mut quoted = message.split('`').skip(1).step_by(2);
     let (true, Some(word)) = (message.starts_with("unknown field"), quoted.next()) else { return everything };
     let here: Vec<&str> = quoted.collect();
@@ -312,7 +311,7 @@ mod tests {
     fn every_mistake_gets_one_sentence_and_exit_code_2() {
         for (text, says) in [
             ("[node]\nid = 0\ndata = \"d\"\nkeyring = \"k\"\n".to_owned(), "node.id is 0"),
-            (format!("{GOOD}datta = 1\n"), "unknown field `datta`"),
+            (format!("{GOOD}datta = 1\n"), "line 5: unknown field `datta`"),
             (format!("{GOOD}[listen]\nclient = \"0.0.0.0:1\"\n"), "not on loopback"),
             (format!("{GOOD}[listen]\nclient = \"here\"\n"), "no address"),
             (format!("{GOOD}[listen]\npeer = \"[2001:db8::1]:1\"\n"), "not on loopback"),
@@ -341,7 +340,7 @@ mod tests {
             ("[listen]\nadmn = \"127.0.0.1:1\"", "did you mean `admin`?"),
             ("[cluster]\nseed = []", "did you mean `seeds`?"),
             ("[listeners]\nclient = \"127.0.0.1:1\"", "did you mean `listen`?"),
-            ("[metrics]\nport = 1", "see docs/operating/node.md for every key"),
+            ("[metrics]\nport = 1", "see docs/operating/README.md for every key"),
         ] {
             assert_eq!(load(&format!("{GOOD}{text}\n")).unwrap_err().hint(), hint, "{text}");
         }

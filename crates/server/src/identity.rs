@@ -99,7 +99,7 @@ impl Identity {
             if error.kind() == std::io::ErrorKind::NotFound {
                 return StartError::local(
                     format!("{} is not part of a cluster: there is no {FILE}", data.display()),
-                    "run `swarmmq init --config FILE` once to make a cluster here",
+                    "a new node: run `swarmmq init --config FILE`, once; one that held data: mount or restore its disk first",
                 );
             }
             StartError::local(

@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use self::{consume::Delivered, plan::Plan, publish::Published};
 use crate::{
     address,
-    discover::{CONNECT_TIME_MAX, Target, load_keyring},
+    discover::{CONNECT_TIME_MAX, Target},
     measure::{LatencyReport, millis, per_second},
     output::{Failure, Outcomes, note, print, say},
     parse, runtime, signals,
@@ -164,7 +164,7 @@ impl Report {
 /// The command.
 pub(crate) fn run(args: &E2eArgs, target: &Target, as_json: bool) -> Outcomes<u8> {
     let plan = Arc::new(plan_of(args)?);
-    let options = options(target)?;
+    let options = target.options(CONNECT_TIME_MAX)?;
     let shared = Arc::new(Shared::default());
     let (ready, joined) = std::sync::mpsc::channel();
     let (tell, told) = oneshot::channel();
@@ -187,8 +187,8 @@ pub(crate) fn run(args: &E2eArgs, target: &Target, as_json: bool) -> Outcomes<u8
     });
     shared.ended.store(true, Ordering::Relaxed);
     // The consumers' failure comes first: it is the cause when both failed.
-    let delivered = delivered?;
-    let (published, cpu_before) = published?;
+    let delivered = delivered.map_err(|failure| target.explain(failure))?;
+    let (published, cpu_before) = published.map_err(|failure| target.explain(failure))?;
     if published.acknowledged() == 0
         && let Some(error) = published.first_error
     {
@@ -223,7 +223,7 @@ fn plan_of(args: &E2eArgs) -> Outcomes<Plan> {
     let run = u16::from_be_bytes([random[8], random[9]]);
     let name: String = random[..8].iter().map(|byte| format!("{byte:02x}")).collect();
     let (address, fresh): (Address, bool) = match &args.address {
-        Some(given) => (address::address(given)?, false),
+        Some(given) => (address::sendable(given)?, false),
         None => (address::address(&format!("bench.{name}"))?, true),
     };
     Ok(Plan {
@@ -239,13 +239,6 @@ fn plan_of(args: &E2eArgs) -> Outcomes<Plan> {
         in_flight: args.in_flight as usize,
         started: std::sync::OnceLock::new(),
     })
-}
-
-fn options(target: &Target) -> Outcomes<Options> {
-    let (servers, keyring) = target.find()?;
-    let mut options = Options::new(servers, load_keyring(&keyring)?);
-    options.connect_timeout = CONNECT_TIME_MAX;
-    Ok(options)
 }
 
 /// Runs the producers on this thread, then tells the consumers what they must have seen.

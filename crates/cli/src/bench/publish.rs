@@ -81,6 +81,8 @@ struct One {
     first_error: Option<Error>,
     latency: Latency,
     gaps: BTreeMap<ShardId, Gap>,
+    /// Of messages whose answer never came, in whichever shard.
+    unanswered: Gap,
     last_ack_ns: u64,
 }
 
@@ -118,6 +120,7 @@ pub(super) async fn run(plan: Arc<Plan>, options: Options, shared: Arc<Shared>) 
                 first_error: None,
                 latency: Latency::new(),
                 gaps: BTreeMap::new(),
+                unanswered: Gap::default(),
                 last_ack_ns: 0,
             },
         };
@@ -140,8 +143,8 @@ pub(super) async fn run(plan: Arc<Plan>, options: Options, shared: Arc<Shared>) 
         published.first_error = published.first_error.take().or_else(|| one.first_error.clone());
         published.latency.add(&one.latency);
         published.last_ack_ns = published.last_ack_ns.max(one.last_ack_ns);
-        let longest = one.gaps.values().map(Gap::longest).max().unwrap_or_default();
-        published.longest_gap = published.longest_gap.max(longest);
+        let longest = one.gaps.values().chain([&one.unanswered]).map(Gap::longest).max();
+        published.longest_gap = published.longest_gap.max(longest.unwrap_or_default());
         published.producers.push(one);
     }
     client.close().await;
@@ -253,6 +256,7 @@ impl One {
             Err(error) => {
                 if error.outcome() == Outcome::Unknown {
                     self.unknown.push(sent.sequence);
+                    self.unanswered.gave_up(sent.handed, now);
                 } else {
                     self.failed += 1;
                     // The next ones would fail as well, only faster.
