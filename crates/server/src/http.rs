@@ -161,7 +161,7 @@ mod tests {
     use std::net::TcpStream;
 
     fn report(ready: bool, reason: &str) -> Report {
-        Report { ready, reason: reason.to_owned(), metrics: Vec::new() }
+        Report { ready, reason: reason.to_owned(), problems: Vec::new(), metrics: Vec::new() }
     }
 
     /// What the running server answers: the status line and the body.

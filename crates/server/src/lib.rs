@@ -197,7 +197,7 @@ fn recover(config: node::Config, files: &mut SegmentFiles, clock: Clock) -> Resu
     }
     restore.finish(&verdict, clock.now(), &mut |position, length| files.read_at(position, length)).map_err(|error| {
         StartError::local(
-            error.to_string(),
+            format!("{}: {error}", files.directory().display()),
             "a single node cannot repair its log; nothing was changed: copy the data directory, then restore it from a backup",
         )
     })

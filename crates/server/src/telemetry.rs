@@ -127,7 +127,10 @@ mod tests {
     #[test]
     fn numbers_of_one_name_share_their_explanation_and_labels_are_escaped() {
         let metrics = vec![metric(Some("a"), 1.0), metric(Some("b\"\\\n"), 2.5)];
-        let text = exposition(&Report { ready: true, reason: String::new(), metrics }, &Timings::default());
+        let text = exposition(
+            &Report { ready: true, reason: String::new(), problems: Vec::new(), metrics },
+            &Timings::default(),
+        );
         let expected = "# HELP swarmmq_things_total Things.\n# TYPE swarmmq_things_total counter\n\
                         swarmmq_things_total{code=\"a\"} 1\nswarmmq_things_total{code=\"b\\\"\\\\\\n\"} 2.5\n";
         assert!(text.starts_with(expected), "{text}");
@@ -137,7 +140,7 @@ mod tests {
     fn the_sync_histogram_is_cumulative() {
         let mut timings = Timings::default();
         [50, 150, 150, 9_000_000].into_iter().for_each(|us| timings.synced(Duration::from_micros(us)));
-        let report = Report { ready: true, reason: String::new(), metrics: Vec::new() };
+        let report = Report { ready: true, reason: String::new(), problems: Vec::new(), metrics: Vec::new() };
         let text = exposition(&report, &timings);
         for line in [
             "bucket{le=\"0.0001\"} 1",

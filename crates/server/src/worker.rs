@@ -72,6 +72,7 @@ pub(crate) fn run(
         next_report: Instant(0),
         timings: Timings::default(),
         was_ready: false,
+        problems: Vec::new(),
     };
     tracing::info!(client = %config.client, admin = %config.admin, node = config.node.0, "listening");
     worker.run()
@@ -99,6 +100,8 @@ struct Worker {
     next_report: Instant,
     timings: Timings,
     was_ready: bool,
+    /// As of the latest report.
+    problems: Vec<String>,
 }
 
 impl Worker {
@@ -375,6 +378,13 @@ impl Worker {
             tracing::info!(ready = report.ready, reason = report.reason, "readiness changed");
         }
         self.was_ready = report.ready;
+        for problem in report.problems.iter().filter(|problem| !self.problems.contains(problem)) {
+            tracing::error!(problem, "something is wrong");
+        }
+        for problem in self.problems.iter().filter(|problem| !report.problems.contains(problem)) {
+            tracing::info!(problem, "this is over");
+        }
+        self.problems.clone_from(&report.problems);
         let unsettled = !report.ready && self.drain_until.is_none();
         self.next_report = now.monotonic + if unsettled { READY_PAUSE } else { REPORT_PAUSE };
         self.shared.publish(&report, &self.timings);

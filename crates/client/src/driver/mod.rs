@@ -44,6 +44,8 @@ use crate::{
 const RECONNECT_FIRST: Duration = Duration::from_millis(10);
 /// Longest pause between attempts. A connection that lived at least so long was a good one.
 const RECONNECT_MAX: Duration = Duration::from_millis(400);
+/// Time without which an attempt to connect means nothing.
+const ATTEMPT_MIN: Duration = Duration::from_millis(100);
 /// Commands taken before the sessions are pumped.
 const COMMANDS_PER_TURN: usize = 8192;
 /// Longest sleep without anything to wait for.
@@ -150,6 +152,7 @@ impl Driver {
         // Anywhere in the list, so that not all clients go to the same node.
         let mut attempt = usize::from_be_bytes(crate::random()) % servers.len();
         let mut refusals = 0;
+        let mut cause = String::new();
         loop {
             let server = &servers[attempt % servers.len()];
             attempt = attempt.wrapping_add(1);
@@ -187,9 +190,14 @@ impl Driver {
                             // One wrong address among good ones must not be the end.
                             (refusals >= servers.len()).then_some(error)
                         }
-                        ConnectError::Io(last) => {
+                        ConnectError::Io(said) => {
                             refusals = 0;
+                            // An attempt that had hardly any time says less than the one before it.
+                            if cause.is_empty() || deadline - began > ATTEMPT_MIN {
+                                cause = said;
+                            }
                             let late = tokio::time::Instant::now() >= give_up;
+                            let last = cause.clone();
                             late.then(|| Error::Unreachable { servers: servers.join(","), last })
                         }
                     };

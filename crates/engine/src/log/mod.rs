@@ -2,7 +2,7 @@
 //!
 //! One write-ahead log per node, in segments of fixed size. Records are placed by [`Writer`], gathered into batches,
 //! written and synced by the shell, and read back by [`Recovery`], which tells what is whole, what is a torn tail, and
-//! what is rot. Layout and crash cases: docs/design/log.md.
+//! what is rot. Layout and crash cases: docs/decisions/0003-log-record-layout.md.
 
 pub mod record;
 pub mod recovery;

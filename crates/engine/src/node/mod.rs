@@ -525,6 +525,11 @@ impl Node {
         self.shards.iter().any(|shard| !shard.is_serving() && shard.stopped().is_none())
     }
 
+    /// Whether the disk has too little space for publishes; the rest is for settlements.
+    fn is_below_reserve(&self) -> bool {
+        self.free_bytes < self.config.reserve_bytes
+    }
+
     /// Refusals that hold for every publish and every change, whatever it says.
     fn refuses_writes(&self) -> Option<Code> {
         if self.stopped.is_some() {

@@ -9,6 +9,7 @@ use swarmmq_protocol::{
     error::{Code, Outcome as Fate},
     frame::{AdminReply, Answer as Reply, Resolve, Resolved, StartAt, Subscribe, Subscribed},
     id::{Address, Attempt, GroupName, Offset, ShardId},
+    limits::LEASE_TOTAL_MAX,
     mac,
 };
 
@@ -19,6 +20,9 @@ use crate::shard::{
     event::{CatalogEvent, Event, Settings, Start},
     state::Outcome,
 };
+
+/// Shortest lease: below it every delivery would run out on its way.
+const LEASE_MIN: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// Names an operation under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -540,7 +544,7 @@ fn patched(base: &Settings, patch: &admin::Settings) -> Settings {
     Settings {
         min_age: patch.min_age.unwrap_or(base.min_age),
         attempts_max: patch.attempts_max.unwrap_or(base.attempts_max).max(1),
-        lease: patch.lease.unwrap_or(base.lease),
+        lease: patch.lease.unwrap_or(base.lease).clamp(LEASE_MIN, LEASE_TOTAL_MAX),
         backlog_bytes_max: patch.backlog_bytes_max.unwrap_or(base.backlog_bytes_max),
     }
 }

@@ -58,7 +58,7 @@ impl Node {
         {
             return Err(Code::Busy);
         }
-        if self.free_bytes < self.config.reserve_bytes {
+        if self.is_below_reserve() {
             return Err(Code::DiskFull);
         }
         if !self.cluster_shard().is_serving() {

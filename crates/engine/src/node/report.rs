@@ -68,6 +68,8 @@ pub struct Report {
     pub ready: bool,
     /// Why not, for people.
     pub reason: String,
+    /// What is wrong now, in words that stay the same as long as it is.
+    pub problems: Vec<String>,
     /// Numbers.
     pub metrics: Vec<Metric>,
 }
@@ -82,7 +84,11 @@ impl Node {
             (None, false, 0) => String::new(),
             (None, false, silent) => format!("{silent} shards do not serve yet"),
         };
-        Report { ready: reason.is_empty(), reason, metrics: self.metrics() }
+        let mut problems = self.counters.problems.clone();
+        if self.is_below_reserve() {
+            problems.push("the disk is below its reserve: publishes are refused".to_owned());
+        }
+        Report { ready: reason.is_empty(), reason, problems, metrics: self.metrics() }
     }
 
     fn metrics(&self) -> Vec<Metric> {
@@ -250,7 +256,7 @@ impl Node {
                 action: "read the node's log, mend the disk, then restart the node".to_owned(),
             })
             .collect();
-        if self.free_bytes < self.config.reserve_bytes {
+        if self.is_below_reserve() {
             problems.push(Problem {
                 what: format!("{} bytes free, the reserve is {}", self.free_bytes, self.config.reserve_bytes),
                 meaning: "publishes are refused until there is space; deliveries and settlements go on"

@@ -87,7 +87,16 @@ impl Restore {
                 *tail
             }
             Verdict::Corrupt { ranges, .. } => {
-                return Err(RestoreError::Corrupt { what: format!("{ranges:?}") });
+                let what: Vec<String> = ranges
+                    .iter()
+                    .map(|(from, to)| {
+                        format!(
+                            "from byte {} of segment {} to byte {} of segment {}",
+                            from.offset, from.segment, to.offset, to.segment
+                        )
+                    })
+                    .collect();
+                return Err(RestoreError::Corrupt { what: what.join(", ") });
             }
         };
         let writer = Writer::new(self.config.log(), tail);

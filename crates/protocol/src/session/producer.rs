@@ -2,8 +2,8 @@
 //!
 //! One lane per shard. A message is pinned to its lane and its sequence before it is first sent. Invariants: sequences of
 //! a lane follow each other without gaps; what was sealed under a sequence is never replaced; *failed* is reported only
-//! when no copy can take effect any more, which means: never sent, or refused and its sequence closed by a committed
-//! skip (safety rules 1 and 2).
+//! when no copy can take effect any more, which means: never sent, or every copy was answered with a refusal and none is
+//! sent again, or its sequence was closed by a committed skip (safety rules 1 and 2).
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -96,6 +96,10 @@ struct Item {
     deadline: Instant,
     stage: Stage,
     ever_sent: bool,
+    /// A copy has no certain answer: its connection broke, or nobody knew.
+    unsure: bool,
+    /// Why the latest copy was refused.
+    refusal: Option<Code>,
     /// The caller knows the fate already.
     told: bool,
 }
@@ -233,7 +237,16 @@ impl Producer {
         self.open_bytes += sealed.len();
         lane.pending += 1;
         lane.next_deadline = lane.next_deadline.min(deadline);
-        let item = Item { ticket, sealed, deadline, stage: Stage::Pending, ever_sent: false, told: false };
+        let item = Item {
+            ticket,
+            sealed,
+            deadline,
+            stage: Stage::Pending,
+            ever_sent: false,
+            unsure: false,
+            refusal: None,
+            told: false,
+        };
         lane.items.push_back(item);
         Ok(sequence)
     }
@@ -270,6 +283,7 @@ impl Producer {
                 match item.stage {
                     Stage::InFlight => {
                         item.stage = Stage::Pending;
+                        item.unsure = true;
                         lane.pending += 1;
                         lane.next_deadline = lane.next_deadline.min(item.deadline);
                     }
@@ -488,6 +502,10 @@ impl Producer {
                     }
                     Outcome::Failed | Outcome::Unknown => {
                         item.stage = Stage::Pending;
+                        match run.outcome {
+                            Outcome::Failed => item.refusal = Some(code),
+                            _ => item.unsure = true,
+                        }
                         lane.pending += 1;
                         // What is in flight is not watched; its time may have passed meanwhile.
                         lane.next_deadline = lane.next_deadline.min(item.deadline);
@@ -672,15 +690,21 @@ impl Producer {
                     continue;
                 }
                 item.told = true;
-                let result = if item.ever_sent {
-                    item.deadline = now + LINGER;
-                    lane.next_deadline = lane.next_deadline.min(item.deadline);
-                    SendResult::Unknown(Code::Deadline)
-                } else {
-                    item.stage = Stage::Doomed(Code::Deadline);
-                    lane.pending -= 1;
-                    lane.doomed += 1;
-                    SendResult::Failed(Code::Deadline)
+                let result = match item.stage {
+                    // Never sent, or every copy was refused: the last refusal says why.
+                    Stage::Pending if !item.unsure => {
+                        let code = item.refusal.unwrap_or(Code::Deadline);
+                        item.stage = Stage::Doomed(code);
+                        lane.pending -= 1;
+                        lane.doomed += 1;
+                        SendResult::Failed(code)
+                    }
+                    Stage::Doomed(code) | Stage::Skipping(code) if !item.unsure => SendResult::Failed(code),
+                    _ => {
+                        item.deadline = now + LINGER;
+                        lane.next_deadline = lane.next_deadline.min(item.deadline);
+                        SendResult::Unknown(Code::Deadline)
+                    }
                 };
                 self.resolutions.push(Resolution { ticket: item.ticket, result });
             }

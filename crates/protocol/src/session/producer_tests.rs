@@ -501,6 +501,26 @@ fn a_message_that_was_sent_is_unknown_at_its_deadline_and_goes_on_being_repeated
 }
 
 #[test]
+fn a_message_refused_until_its_deadline_has_failed_for_the_last_reason_unless_a_copy_has_no_answer() {
+    for lose_an_answer in [false, true] {
+        let mut rig = Rig::open();
+        let mut sent = rig.step(Input::SendTo { ticket: 1, shard: A, bytes: BYTES, deadline: millis(50) });
+        if lose_an_answer {
+            rig.step(Input::Disconnect);
+            sent = rig.step(Input::Connect);
+        }
+        rig.step(Input::Fates(request(&sent), &[(1, Failed, Some(Code::DiskFull))]));
+        let result = if lose_an_answer {
+            SendResult::Unknown(Code::Deadline)
+        } else {
+            SendResult::Failed(Code::DiskFull)
+        };
+        let told = rig.step(Input::Wait(millis(60)));
+        assert!(told.contains(&Out::Told(1, result)), "{told:?}");
+    }
+}
+
+#[test]
 fn a_refusal_after_the_deadline_does_not_turn_unknown_into_failed() {
     let mut rig = Rig::open();
     let sent = rig.step(Input::SendTo { ticket: 1, shard: A, bytes: BYTES, deadline: millis(50) });
