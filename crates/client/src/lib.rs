@@ -52,7 +52,7 @@ pub use swarmmq_protocol::{
     admin::{self, AdminAnswer, AdminRequest, Order},
     error::{Code, Outcome},
     frame::StartAt,
-    id::{Address, ClusterId, GroupName, MessageId, NameError, Offset, ShardId},
+    id::{Address, ClusterId, GroupName, MessageId, NameError, Offset, ProducerName, ShardId},
     time::WallTime,
 };
 pub use swarmmq_seal::{ClientKeyring, LoadError, OpenError, SealError};
@@ -152,7 +152,30 @@ impl SwarmMq {
 
     /// A producer session of its own. Never waits; if the client has been closed, the first send says so.
     pub fn producer(&self, options: ProducerOptions) -> Producer {
-        Producer::new(self.commands.clone(), options)
+        Producer::new(self.commands.clone(), options, None)
+    }
+
+    /// Takes over the producer called `name`, so that at most one process sends under that name: from its first message
+    /// to a shard on, messages of an earlier life to that shard are refused with [`Code::Fenced`]. The earlier process
+    /// learns it when it sends; it is not renewed by itself, as a producer without a name is.
+    ///
+    /// A life ends with the process; what it had sent and not heard of is not repeated by the next one.
+    ///
+    /// * [`Error::Name`]: the name breaks the grammar, which is that of groups.
+    /// * [`Error::Failed`]: refused; nobody was fenced. [`Error::Unknown`]: perhaps the life was begun; taking over again
+    ///   is safe.
+    pub async fn named_producer(&self, name: &str, options: ProducerOptions) -> Result<Producer, Error> {
+        let name =
+            ProducerName::parse(name).map_err(|error| Error::Name { given: name.to_owned(), error })?;
+        match self.admin(AdminRequest::ProducerTakeOver { name }).await? {
+            Some(AdminAnswer::Producer { producer, epoch }) => {
+                Ok(Producer::new(self.commands.clone(), options, Some((producer, epoch))))
+            }
+            _ => {
+                let message = "the node's answer is not one to this question".into();
+                Err(Error::Failed { code: Code::Malformed, message })
+            }
+        }
     }
 
     /// Joins a group of an address, which is made if it is not there. Returns when the cluster feeds it.

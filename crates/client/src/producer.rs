@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     Error, SendError,
-    driver::{Command, after},
+    driver::{Command, Identity, after},
     parse_address,
 };
 
@@ -126,12 +126,16 @@ pub(crate) struct Submission {
 }
 
 impl Producer {
-    pub(crate) fn new(commands: mpsc::UnboundedSender<Command>, mut options: ProducerOptions) -> Self {
+    pub(crate) fn new(
+        commands: mpsc::UnboundedSender<Command>,
+        mut options: ProducerOptions,
+        named: Option<Identity>,
+    ) -> Self {
         options.in_flight = options.in_flight.clamp(1, IN_FLIGHT_MAX);
         let number = u64::from_be_bytes(crate::random());
         let window = Arc::new(Semaphore::new(options.in_flight));
         // If the driver is gone, the first send says so.
-        let _gone = commands.send(Command::OpenProducer { number, options }).is_err();
+        let _gone = commands.send(Command::OpenProducer { number, options, named }).is_err();
         Self { commands, number, window, options }
     }
 
@@ -235,7 +239,7 @@ mod tests {
     fn producer(in_flight: usize, deadline: Duration) -> (Producer, mpsc::UnboundedReceiver<Command>) {
         let (commands, inbox) = mpsc::unbounded_channel();
         let options = ProducerOptions { in_flight, deadline, ..ProducerOptions::default() };
-        (Producer::new(commands, options), inbox)
+        (Producer::new(commands, options, None), inbox)
     }
 
     fn message() -> Message {

@@ -7,7 +7,7 @@ use bytes::{BufMut, BytesMut};
 use crate::{
     codec::{DecodeError, Reader, put_name, put_text},
     frame::StartAt,
-    id::{Address, ClusterId, GroupName, NodeId, ShardId, Term},
+    id::{Address, ClusterId, GroupName, NodeId, ProducerEpoch, ProducerId, ProducerName, ShardId, Term},
     limits::{ADDRESSES_MAX, GROUPS_PER_ADDRESS_MAX},
 };
 
@@ -173,6 +173,11 @@ pub enum AdminRequest {
     },
     /// Nodes, shards, problems.
     Status,
+    /// Begin the next life of a named producer; sessions of earlier lives are fenced in every shard that it opens.
+    ProducerTakeOver {
+        /// Which.
+        name: ProducerName,
+    },
 }
 
 impl AdminRequest {
@@ -222,6 +227,10 @@ impl AdminRequest {
                 out.put_u8((*dry_run).into());
             }
             Self::Status => out.put_u8(10),
+            Self::ProducerTakeOver { name } => {
+                out.put_u8(11);
+                put_name(out, name.as_str());
+            }
         }
     }
 
@@ -250,6 +259,7 @@ impl AdminRequest {
                 dry_run: reader.flag("dry_run")?,
             },
             10 => Self::Status,
+            11 => Self::ProducerTakeOver { name: reader.producer_name()? },
             _ => return Err(DecodeError::Invalid("admin verb")),
         })
     }
@@ -431,6 +441,13 @@ pub enum AdminAnswer {
     },
     /// To `Status`.
     Status(StatusReport),
+    /// To `ProducerTakeOver`: who the producer is now.
+    Producer {
+        /// The same for every life.
+        producer: ProducerId,
+        /// Of this life alone.
+        epoch: ProducerEpoch,
+    },
 }
 
 impl AdminAnswer {
@@ -465,6 +482,11 @@ impl AdminAnswer {
             Self::Count { messages } => {
                 out.put_u8(5);
                 out.put_u64(*messages);
+            }
+            Self::Producer { producer, epoch } => {
+                out.put_u8(11);
+                out.put_u128(producer.0);
+                out.put_u64(epoch.0);
             }
             Self::Status(report) => {
                 out.put_u8(10);
@@ -503,6 +525,9 @@ impl AdminAnswer {
             5 => Self::Count { messages: reader.u64()? },
             7 => Self::Groups(read_groups(reader)?),
             10 => Self::Status(read_status(reader)?),
+            11 => {
+                Self::Producer { producer: ProducerId(reader.u128()?), epoch: ProducerEpoch(reader.u64()?) }
+            }
             _ => return Err(DecodeError::Invalid("admin answer")),
         })
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::id::{Address, GroupName};
+use crate::id::{Address, GroupName, ProducerName};
 
 /// Why bytes from outside could not be read. Nothing changed. Blame: the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,6 +188,13 @@ impl Reader {
     pub fn group(&mut self) -> Result<GroupName, DecodeError> {
         let length = self.u8()?.into();
         self.utf8(length, "group", GroupName::parse)?.map_err(|_| DecodeError::Invalid("group"))
+    }
+
+    /// A producer's name with its length in one byte.
+    pub fn producer_name(&mut self) -> Result<ProducerName, DecodeError> {
+        let length = self.u8()?.into();
+        self.utf8(length, "producer name", ProducerName::parse)?
+            .map_err(|_| DecodeError::Invalid("producer name"))
     }
 
     /// Nothing may be left.

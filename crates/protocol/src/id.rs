@@ -194,6 +194,28 @@ impl GroupName {
     }
 }
 
+/// The lasting name of a producer: one segment, as for groups. Whoever takes it over fences whoever had it before.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProducerName(Arc<str>);
+
+impl ProducerName {
+    /// Parses and checks `text`.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        GroupName::parse(text).map(|name| Self(name.0))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ProducerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl fmt::Display for GroupName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -38,6 +38,8 @@ pub const BATCH_MESSAGES_MAX: usize = 4096;
 pub const ADDRESSES_MAX: usize = 10_000;
 /// Groups of one address.
 pub const GROUPS_PER_ADDRESS_MAX: usize = 100;
+/// Lasting names of producers in a cluster.
+pub const PRODUCER_NAMES_MAX: usize = 10_000;
 /// Producers one shard remembers.
 pub const PRODUCERS_PER_SHARD_MAX: usize = 100_000;
 /// Longest reason of a nack or dead letter, in bytes.

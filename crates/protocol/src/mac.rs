@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use aws_lc_rs::{constant_time::verify_slices_are_equal, digest, hmac};
 use zeroize::Zeroizing;
 
-use crate::id::{Address, KeyHash, ShardId};
+use crate::id::{Address, ClusterId, KeyHash, ProducerId, ProducerName, ShardId};
 
 /// A 256-bit key for HMAC-SHA256. Cheap to clone; its bytes are zeroed with the last clone and never shown.
 #[derive(Clone)]
@@ -75,6 +75,12 @@ pub fn ring(address: &Address, key: Option<&KeyHash>, shard_count: u32) -> Shard
     let hash = sha256(&[b"swarmmq/ring/v1", &[text.len() as u8], text, key]);
     let point = u64::from_be_bytes(hash[..8].try_into().expect("8 of 32 bytes"));
     ShardId(((u128::from(point) * u128::from(shard_count)) >> 64) as u32)
+}
+
+/// Which producer a name means in a cluster; the same for ever, so that a later life fences an earlier one.
+pub fn producer_of(cluster: ClusterId, name: &ProducerName) -> ProducerId {
+    let hash = sha256(&[b"swarmmq/producer/v1", &cluster.0.to_be_bytes(), name.as_str().as_bytes()]);
+    ProducerId(u128::from_be_bytes(hash[..16].try_into().expect("16 of 32 bytes")))
 }
 
 #[cfg(test)]

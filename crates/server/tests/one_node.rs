@@ -159,3 +159,23 @@ async fn throughput_is_not_absurd() {
     );
     assert!(all < Duration::from_secs(60), "{all:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_life_of_a_named_producer_fences_the_one_before() {
+    let node = start();
+    let (first, second) = (connect(&node).await, connect(&node).await);
+    let message = |body: &str| Message::new("tills.sales", body.to_owned());
+    let old = first.named_producer("till-7", ProducerOptions::default()).await.unwrap();
+    old.send(message("one")).await.unwrap();
+    let new = second.named_producer("till-7", ProducerOptions::default()).await.unwrap();
+    old.send(message("two")).await.expect("a life fences from its first message on");
+    new.send(message("three")).await.unwrap();
+    for _ in 0..2 {
+        let refused = old.send(message("never")).await.unwrap_err();
+        assert_eq!(refused.code(), "fenced", "{refused}");
+    }
+    new.send(message("four")).await.unwrap();
+    let seen = first.peek("tills.sales", None).await.unwrap();
+    let bodies: Vec<&[u8]> = seen.iter().map(|seen| &seen.body[..]).collect();
+    assert_eq!(bodies, [&b"one"[..], b"two", b"three", b"four"]);
+}

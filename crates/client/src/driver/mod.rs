@@ -32,6 +32,7 @@ use self::{
 pub(crate) use self::{
     clock::after,
     consumers::{OUTBOX_MESSAGES, Settlement, Subscription},
+    producers::Identity,
     questions::{Question, Reply},
 };
 use crate::{
@@ -60,6 +61,7 @@ pub(crate) enum Command {
     OpenProducer {
         number: u64,
         options: ProducerOptions,
+        named: Option<Identity>,
     },
     Submit(Submission),
     CloseProducer {
@@ -365,7 +367,9 @@ impl Driver {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::OpenProducer { number, options } => self.producers.open(&mut self.tags, number, options),
+            Command::OpenProducer { number, options, named } => {
+                self.producers.open(&mut self.tags, number, options, named);
+            }
             Command::Submit(submission) => self.producers.submit(submission),
             Command::CloseProducer { number, done } => self.producers.close(number, done),
             Command::OpenConsumer(subscription) => self.consumers.open(&mut self.tags, *subscription),

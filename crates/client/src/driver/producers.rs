@@ -61,6 +61,10 @@ struct State {
     /// Messages that this session may still seal.
     seals_left: u64,
     options: ProducerOptions,
+    /// Of a named producer: it is never renewed by itself, because another life of it may have taken over.
+    named: Option<Identity>,
+    /// Why a named producer is over.
+    over: Option<Code>,
     waiting: BTreeMap<u64, Waiting>,
     /// What the session has no room for, in order.
     backlog: VecDeque<(Submission, Order)>,
@@ -83,6 +87,9 @@ impl State {
         self.seals_left > 0 && self.session.has_room(sealed_bytes_max(message))
     }
 }
+
+/// Who a named producer is in this life.
+pub(crate) type Identity = (ProducerId, ProducerEpoch);
 
 /// What a connection allows: messages and sealed bytes without an answer.
 pub(super) type Window = (u32, u64);
@@ -139,18 +146,26 @@ impl Producers {
         self.states.values_mut().for_each(|state| state.session.disconnected());
     }
 
-    pub(super) fn open(&mut self, tags: &mut Tags, number: u64, options: ProducerOptions) {
+    pub(super) fn open(
+        &mut self,
+        tags: &mut Tags,
+        number: u64,
+        options: ProducerOptions,
+        named: Option<Identity>,
+    ) {
         let Some(tag) = tags.producer(number) else {
             self.turned_away.insert(number);
             return;
         };
-        let (session, sealer) = self.session(tag, options);
+        let (session, sealer) = self.session(tag, options, named);
         let state = State {
             tag,
             session,
             sealer,
             seals_left: self.session_messages_max,
             options,
+            named,
+            over: None,
             waiting: BTreeMap::new(),
             backlog: VecDeque::new(),
             unplaced: 0,
@@ -162,9 +177,15 @@ impl Producers {
         self.states.insert(number, state);
     }
 
-    /// A session under a fresh random identity: its key is new, so its sequences may begin at one.
-    fn session(&self, tag: u64, options: ProducerOptions) -> (producer::Producer, Sealer) {
-        let (producer, epoch) = (ProducerId(u128::from_be_bytes(crate::random())), ProducerEpoch(1));
+    /// A session in a life that nobody had before: its key is new, so its sequences may begin at one.
+    fn session(
+        &self,
+        tag: u64,
+        options: ProducerOptions,
+        named: Option<Identity>,
+    ) -> (producer::Producer, Sealer) {
+        let unnamed = || (ProducerId(u128::from_be_bytes(crate::random())), ProducerEpoch(1));
+        let (producer, epoch) = named.unwrap_or_else(unnamed);
         let salt = Salt(crate::random());
         let mut session = producer::Producer::new(ProducerConfig {
             tag: tag as u16,
@@ -190,7 +211,7 @@ impl Producers {
         if tag != old {
             tags.release(old);
         }
-        let (mut session, sealer) = self.session(tag, options);
+        let (mut session, sealer) = self.session(tag, options, None);
         let state = self.states.get_mut(&number).expect("looked up above");
         session.adopt_window(&state.session);
         debug_assert!(state.waiting.is_empty(), "a session ends when all of its fates are known");
@@ -227,6 +248,10 @@ impl Producers {
             told(submission.reply, Err(Error::Closed));
             return;
         };
+        if let Some(code) = state.over {
+            told(submission.reply, Err(is_over(code)));
+            return;
+        }
         if state.options.order.is_some_and(|wanted| wanted != order) {
             let message = format!("{} has order {}", submission.address, order.text());
             told(submission.reply, Err(Error::Failed { code: Code::OrderConflict, message }));
@@ -389,7 +414,16 @@ impl Producers {
             }
         }
         for number in ended {
-            self.renew(tags, number);
+            let state = self.states.get_mut(&number).expect("listed above");
+            if state.named.is_none() {
+                self.renew(tags, number);
+            } else if state.over.is_none() {
+                let code = state.session.fenced().unwrap_or(Code::Limit);
+                state.over = Some(code);
+                for (submission, _) in state.backlog.drain(..) {
+                    told(submission.reply, Err(is_over(code)));
+                }
+            }
         }
         for number in over {
             let Some(state) = self.states.remove(&number) else { continue };
@@ -496,6 +530,15 @@ fn fate(result: SendResult) -> Result<Receipt, SendError> {
     }
 }
 
+/// A named producer that can send nothing more.
+fn is_over(code: Code) -> Error {
+    let message = match code {
+        Code::Fenced | Code::StaleSession => "another life of this named producer took over",
+        _ => "this life of the named producer is used up: take it over again",
+    };
+    Error::Failed { code, message: message.into() }
+}
+
 fn not_sent() -> Error {
     let message = "no room, or no answer about the address, in time; nothing was sent".into();
     Error::Failed { code: Code::Deadline, message }
@@ -542,7 +585,7 @@ mod tests {
             producers.session_messages_max = session_messages_max;
             producers.connected((100, 1 << 30), 4);
             let mut tags = Tags::default();
-            producers.open(&mut tags, NUMBER, options);
+            producers.open(&mut tags, NUMBER, options, None);
             Self { producers, tags, permits: Arc::new(Semaphore::new(100)) }
         }
 
@@ -658,7 +701,7 @@ mod tests {
         let mut story = Story::new(ProducerOptions::default(), 1000);
         while story.tags.producer(1).is_some() {}
         story.producers.close(NUMBER, None);
-        story.producers.open(&mut story.tags, NUMBER + 1, ProducerOptions::default());
+        story.producers.open(&mut story.tags, NUMBER + 1, ProducerOptions::default(), None);
         let (reply, mut fate) = oneshot::channel();
         story.producers.submit(Submission {
             producer: NUMBER + 1,

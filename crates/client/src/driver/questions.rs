@@ -38,7 +38,9 @@ impl Question {
     fn changes(&self) -> bool {
         match self {
             Self::Admin(request, _) => match request {
-                AdminRequest::AddressCreate { .. } | AdminRequest::AddressSet { .. } => true,
+                AdminRequest::AddressCreate { .. }
+                | AdminRequest::AddressSet { .. }
+                | AdminRequest::ProducerTakeOver { .. } => true,
                 AdminRequest::AddressRemove { dry_run, .. }
                 | AdminRequest::AddressPurge { dry_run, .. }
                 | AdminRequest::GroupSeek { dry_run, .. }
@@ -60,7 +62,13 @@ impl Question {
             || matches!(
                 self,
                 Self::Resolve(..)
-                    | Self::Admin(AdminRequest::AddressCreate { .. } | AdminRequest::AddressSet { .. }, _)
+                    | Self::Admin(
+                        AdminRequest::AddressCreate { .. }
+                            | AdminRequest::AddressSet { .. }
+                            // Each asking begins a life; only the last one is used.
+                            | AdminRequest::ProducerTakeOver { .. },
+                        _
+                    )
             )
     }
 

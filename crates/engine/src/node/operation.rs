@@ -8,7 +8,7 @@ use swarmmq_protocol::{
     admin::{self, AdminAnswer, AdminRequest, Order},
     error::{Code, Outcome as Fate},
     frame::{AdminReply, Answer as Reply, Resolve, Resolved, StartAt, Subscribe, Subscribed},
-    id::{Address, Attempt, GroupName, Offset, ShardId},
+    id::{Address, Attempt, GroupName, Offset, ProducerEpoch, ProducerName, ShardId},
     limits::LEASE_TOTAL_MAX,
     mac,
 };
@@ -51,6 +51,10 @@ enum Goal {
     },
     Purge {
         address: Address,
+        stage: u8,
+    },
+    TakeOver {
+        name: ProducerName,
         stage: u8,
     },
     Seek {
@@ -125,6 +129,7 @@ impl Node {
                 Goal::Change { settings: patched(&entry.settings, &settings), address, told: false }
             }
             AdminRequest::AddressRemove { address, dry_run: false } => Goal::Remove { address, stage: 0 },
+            AdminRequest::ProducerTakeOver { name } => Goal::TakeOver { name, stage: 0 },
             AdminRequest::AddressPurge { address, dry_run: false } => Goal::Purge { address, stage: 0 },
             AdminRequest::GroupRemove { address, group, dry_run: false } => {
                 Goal::RemoveGroup { address, group, stage: 0 }
@@ -260,6 +265,10 @@ impl Node {
                     })
                     .collect();
                 if behind.is_empty() { Step::Done } else { Step::Ask(behind) }
+            }
+            Goal::TakeOver { name, stage } => {
+                let taken = CatalogEvent::ProducerTaken { name: name.clone() };
+                once(stage, || vec![(cluster, Event::Catalog(taken))])
             }
             Goal::Purge { address, stage } => {
                 if !catalog.addresses.contains_key(&base_of(address)) {
@@ -400,6 +409,13 @@ impl Node {
             }
             Goal::Subscribe(frame) => self.subscribed(now, connection, request, frame),
             Goal::Create { .. } | Goal::Change { .. } => self.send(connection, request, &Reply::ok()),
+            Goal::TakeOver { name, .. } => {
+                let answer = AdminAnswer::Producer {
+                    producer: mac::producer_of(self.config.cluster, name),
+                    epoch: ProducerEpoch(operation.count),
+                };
+                self.send(connection, request, &AdminReply(answer));
+            }
             Goal::Remove { .. } | Goal::Purge { .. } | Goal::Seek { .. } | Goal::RemoveGroup { .. } => {
                 let answer = AdminReply(AdminAnswer::Count { messages: operation.count });
                 self.send(connection, request, &answer);

@@ -18,6 +18,7 @@ use super::{ConnectionId, Node, Now, Waiting};
 use crate::shard::{
     Answer, Batch, Work,
     event::Event,
+    queue::Message,
     state::{Outcome, Placed},
 };
 
@@ -146,10 +147,16 @@ impl Node {
                 if queue.bytes >= queue.settings.backlog_bytes_max {
                     return Err(Code::BacklogFull);
                 }
-                let oldest = queue.messages.first_key_value().map(|(_, message)| message.published_at);
-                let unclaimed = queue.groups.is_empty();
-                if unclaimed && oldest.is_some_and(|oldest| now.wall.since(oldest) > FORGET_AFTER) {
-                    return Err(Code::BacklogFull);
+                let is_old = |message: &Message| now.wall.since(message.published_at) > FORGET_AFTER;
+                if queue.messages.first_key_value().is_some_and(|(_, message)| is_old(message)) {
+                    // Nobody may ever come for it: rather refuse more than drop what was promised (safety rule 9).
+                    let of = &self.shards[index];
+                    let idle = queue.groups.iter().any(|(name, group)| {
+                        queue.oldest_wanted(group).is_some_and(is_old) && !of.has_consumers(&address, name)
+                    });
+                    if queue.groups.is_empty() || idle {
+                        return Err(Code::BacklogFull);
+                    }
                 }
             }
         }

@@ -193,7 +193,9 @@ impl Node {
                 Ok(AdminAnswer::Count { messages })
             }
             AdminRequest::Status => Ok(AdminAnswer::Status(self.status())),
-            AdminRequest::AddressCreate { .. } | AdminRequest::AddressSet { .. } => {
+            AdminRequest::AddressCreate { .. }
+            | AdminRequest::AddressSet { .. }
+            | AdminRequest::ProducerTakeOver { .. } => {
                 unreachable!("changes are operations")
             }
         }

@@ -115,10 +115,9 @@ impl World {
                 self.in_flight = Some(append);
             }
             for read in effects.reads {
-                let file = &self.disk[&read.position.segment];
-                let from = read.position.offset as usize;
-                let bytes =
-                    Bytes::copy_from_slice(&file[from..(from + read.length as usize).min(file.len())]);
+                let (from, length) = (read.position.offset as usize, read.length as usize);
+                let bytes = &self.disk[&read.position.segment][from..];
+                let bytes = Bytes::copy_from_slice(&bytes[..length.min(bytes.len())]);
                 self.node.handle(self.now, Input::Read { ticket: read.ticket, result: Ok(bytes) });
             }
             for segment in effects.release {
@@ -214,8 +213,7 @@ impl World {
     }
 
     fn deliveries(&mut self, connection: ConnectionId) -> Vec<DeliverItem> {
-        let frames = self.take(connection);
-        frames
+        self.take(connection)
             .into_iter()
             .flat_map(|(_, frame)| match frame {
                 Frame::Deliver(Deliver { items, .. }) => items,
@@ -796,5 +794,7 @@ fn draining_refuses_new_work_and_ends_when_the_old_is_done() {
 #[path = "hostile_tests.rs"]
 mod hostile;
 
+#[path = "bound_tests.rs"]
+mod bound;
 #[path = "found_tests.rs"]
 mod found;

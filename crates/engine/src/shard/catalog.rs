@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use swarmmq_protocol::{
     error::Code,
-    id::{Address, GroupName},
-    limits::{ADDRESSES_MAX, GROUPS_PER_ADDRESS_MAX},
+    id::{Address, GroupName, ProducerEpoch, ProducerName},
+    limits::{ADDRESSES_MAX, GROUPS_PER_ADDRESS_MAX, PRODUCER_NAMES_MAX},
 };
 
 use super::{
@@ -32,11 +32,21 @@ pub struct Entry {
 pub struct Catalog {
     /// By address; dead-letter queues are not listed, they come with their address.
     pub addresses: BTreeMap<Address, Entry>,
+    /// Which life of each named producer is the latest.
+    pub producers: BTreeMap<ProducerName, ProducerEpoch>,
 }
 
 impl Catalog {
     pub(super) fn apply(&mut self, event: &CatalogEvent) -> Outcome {
         match event {
+            CatalogEvent::ProducerTaken { name } => {
+                if !self.producers.contains_key(name) && self.producers.len() >= PRODUCER_NAMES_MAX {
+                    return Outcome::Refused(Code::Limit);
+                }
+                let epoch = self.producers.entry(name.clone()).or_insert(ProducerEpoch(0));
+                epoch.0 += 1;
+                Outcome::Count(epoch.0)
+            }
             CatalogEvent::AddressMade { address, order, settings } => {
                 if let Some(entry) = self.addresses.get(address) {
                     return if entry.order == *order {
@@ -109,6 +119,15 @@ mod tests {
         assert_eq!(catalog.apply(&made(Order::Key)), Outcome::Done);
         assert_eq!(catalog.apply(&made(Order::Key)), Outcome::Done);
         assert_eq!(catalog.apply(&made(Order::Total)), Outcome::Refused(Code::OrderConflict));
+    }
+
+    #[test]
+    fn every_life_of_a_named_producer_has_a_higher_epoch() {
+        let mut catalog = Catalog::default();
+        let taken = |name| CatalogEvent::ProducerTaken { name: ProducerName::parse(name).unwrap() };
+        assert_eq!(catalog.apply(&taken("till")), Outcome::Count(1));
+        assert_eq!(catalog.apply(&taken("till")), Outcome::Count(2));
+        assert_eq!(catalog.apply(&taken("other")), Outcome::Count(1));
     }
 
     #[test]

@@ -615,6 +615,11 @@ impl Delivery {
         }
     }
 
+    /// Whether `group` has a subscriber now.
+    pub fn has_consumers(&self, address: &Address, group: &GroupName) -> bool {
+        self.runs.get(&(address.clone(), group.clone())).is_some_and(|run| !run.subscribers.is_empty())
+    }
+
     /// Messages leased right now to consumers of `group`.
     pub fn leased(&self, address: &Address, group: &GroupName) -> u64 {
         self.runs.get(&(address.clone(), group.clone())).map_or(0, |run| run.leases.len() as u64)

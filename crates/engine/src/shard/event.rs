@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use swarmmq_protocol::{
-    id::{Address, Attempt, GroupName, Offset, ProducerEpoch, ProducerId, Salt, Sequence},
+    id::{Address, Attempt, GroupName, Offset, ProducerEpoch, ProducerId, ProducerName, Salt, Sequence},
     limits::{ATTEMPTS_MAX, LEASE},
     time::WallTime,
 };
@@ -137,6 +137,11 @@ pub struct Returned {
 /// An event of the cluster's own shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CatalogEvent {
+    /// A named producer begins its next life.
+    ProducerTaken {
+        /// Which.
+        name: ProducerName,
+    },
     /// An address exists, in this order for ever.
     AddressMade {
         /// Which.
@@ -599,6 +604,10 @@ fn read_returned(reader: &mut Reader<'_>) -> Result<Returned, Malformed> {
 
 fn put_catalog(out: &mut Vec<u8>, event: &CatalogEvent) {
     match event {
+        CatalogEvent::ProducerTaken { name } => {
+            out.push(69);
+            put_text(out, name.as_str());
+        }
         CatalogEvent::AddressMade { address, order, settings } => {
             out.push(64);
             put_text(out, address.as_str());
@@ -636,6 +645,9 @@ fn read_catalog(kind: u8, reader: &mut Reader<'_>) -> Result<CatalogEvent, Malfo
         },
         65 => {
             CatalogEvent::AddressChanged { address: read_address(reader)?, settings: Settings::read(reader)? }
+        }
+        69 => {
+            CatalogEvent::ProducerTaken { name: ProducerName::parse(reader.text()?).map_err(|_| Malformed)? }
         }
         66 => CatalogEvent::AddressRemoved { address: read_address(reader)? },
         67 => {
@@ -696,6 +708,7 @@ mod tests {
             }),
             Event::Catalog(CatalogEvent::AddressChanged { address: a(), settings }),
             Event::Catalog(CatalogEvent::AddressRemoved { address: a() }),
+            Event::Catalog(CatalogEvent::ProducerTaken { name: ProducerName::parse("till-7").unwrap() }),
             Event::Catalog(CatalogEvent::GroupDefined { address: a(), group: g(), start: None }),
             Event::Catalog(CatalogEvent::GroupDropped { address: a(), group: g() }),
         ]

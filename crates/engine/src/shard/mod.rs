@@ -177,6 +177,11 @@ impl Shard {
         self.delivery.leased(address, group)
     }
 
+    /// Whether somebody consumes in `group` now.
+    pub fn has_consumers(&self, address: &Address, group: &GroupName) -> bool {
+        self.delivery.has_consumers(address, group)
+    }
+
     /// Proposes `event`; the answer comes with `ticket`, if there is one.
     pub fn propose(&mut self, event: &Event, ticket: Option<Ticket>, work: &mut Work) {
         if !self.is_serving() {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use swarmmq_protocol::{
-    id::{GroupName, KeyHash, Offset, ProducerEpoch, ProducerId, Salt, Sequence},
+    id::{GroupName, KeyHash, Offset, ProducerEpoch, ProducerId, ProducerName, Salt, Sequence},
     time::WallTime,
 };
 
@@ -143,6 +143,11 @@ fn put_catalog(out: &mut Vec<u8>, catalog: &Catalog) {
             start.put(out);
         }
     }
+    out.extend_from_slice(&(catalog.producers.len() as u32).to_be_bytes());
+    for (name, epoch) in &catalog.producers {
+        put_text(out, name.as_str());
+        out.extend_from_slice(&epoch.0.to_be_bytes());
+    }
 }
 
 fn read_catalog(r: &mut Reader<'_>) -> Result<Catalog, Malformed> {
@@ -160,7 +165,13 @@ fn read_catalog(r: &mut Reader<'_>) -> Result<Catalog, Malformed> {
         }
         addresses.insert(address, Entry { order, settings, groups });
     }
-    Ok(Catalog { addresses })
+    let count = r.u32()?;
+    let mut producers = BTreeMap::new();
+    for _ in 0..count {
+        let name = ProducerName::parse(r.text()?).map_err(|_| Malformed)?;
+        producers.insert(name, ProducerEpoch(r.u64()?));
+    }
+    Ok(Catalog { addresses, producers })
 }
 
 fn read_group_name(r: &mut Reader<'_>) -> Result<GroupName, Malformed> {

@@ -13,7 +13,7 @@ use crate::{
     envelope::Header,
     id::{
         Address, Attempt, ClusterId, ConsumerId, GroupName, KeyHash, KeyId, NodeId, Offset, ProducerEpoch,
-        ProducerId, Salt, Sequence, ShardId, Term,
+        ProducerId, ProducerName, Salt, Sequence, ShardId, Term,
     },
     time::WallTime,
 };
@@ -216,6 +216,7 @@ fn other_admin() -> Vec<Frame> {
         AdminRequest::GroupList { address: address() },
         AdminRequest::GroupRemove { address: address(), group: group(), dry_run: false },
         AdminRequest::Status,
+        AdminRequest::ProducerTakeOver { name: ProducerName::parse("till-7").unwrap() },
     ];
     let status = StatusReport {
         cluster: ClusterId(5),
@@ -238,6 +239,7 @@ fn other_admin() -> Vec<Frame> {
         AdminAnswer::Addresses(vec![(address(), Order::Total)]),
         AdminAnswer::Groups(Vec::new()),
         AdminAnswer::Count { messages: 12 },
+        AdminAnswer::Producer { producer: ProducerId(9), epoch: ProducerEpoch(2) },
         AdminAnswer::Status(status),
     ];
     let requests = requests.into_iter().map(|request| Frame::Admin(Admin(request)));
