@@ -103,6 +103,15 @@ mod tests {
     }
 
     #[test]
+    fn the_ring_is_the_one_that_was_decided() {
+        // Recorded with Python's hashlib from docs/decisions/0007-ring.md.
+        let address = |text| Address::parse(text).unwrap();
+        assert_eq!(ring(&address("shop.orders"), None, 16), ShardId(3));
+        assert_eq!(ring(&address("shop.orders"), Some(&KeyHash([7; 16])), 16), ShardId(0));
+        assert_eq!(ring(&address("a"), None, 1000), ShardId(601));
+    }
+
+    #[test]
     fn the_ring_spreads_addresses_evenly() {
         let mut counts = [0; 16];
         for n in 0..16_000 {

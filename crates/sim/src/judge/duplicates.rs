@@ -32,8 +32,11 @@ pub(super) fn judge(case: &Case<'_>) -> Vec<String> {
             }
             let began =
                 case.history.boots.get(second.boot.saturating_sub(1) as usize).map_or(0, |boot| boot.at);
-            // Whoever claimed it back may have given it back since.
-            let given_back = matches!(first.wish, Some((step, Wish::Nack)) if step < second.step);
+            // Whoever claimed it back, even one that got it late, may have given it back since.
+            let given_back = deliveries.iter().any(|earlier| {
+                earlier.step >= first.step
+                    && matches!(earlier.wish, Some((step, Wish::Nack)) if step < second.step)
+            });
             if first.boot < second.boot && second.at < began + window && !given_back {
                 doubled.push(format!(
                     "{id} was given to group {group} again {} ms after start {}: its holder could not claim it back",
