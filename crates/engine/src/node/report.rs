@@ -9,6 +9,7 @@ use swarmmq_protocol::{
     },
     error::Code,
     id::{Address, GroupName},
+    time::WallTime,
 };
 
 use super::{Node, Now, operation};
@@ -17,6 +18,11 @@ use crate::shard::{
     event::Settings,
     queue::{Group, Queue},
 };
+
+/// Groups with numbers of their own in `/metrics`: the first of all, by address and name.
+const GROUPS_LISTED_MAX: usize = 200;
+/// Messages walked over for these numbers in one report, together: some milliseconds, in which nothing else happens.
+const COUNTED_MAX: usize = 1 << 19;
 
 /// Counts since the process started.
 #[derive(Debug, Default)]
@@ -44,21 +50,44 @@ pub enum MetricKind {
     Counter,
     /// Up and down.
     Gauge,
+    /// A gauge that grows by itself, in seconds: its values are where it counts from, in milliseconds since 1970; infinite
+    /// where there is nothing to count from, which is zero seconds. Whoever shows it has a clock, which this crate has not.
+    Age,
 }
 
-/// One number, as Prometheus wants it.
+/// Names and values of the labels of one number.
+pub type Labels = Vec<(&'static str, String)>;
+
+/// Numbers of one meaning, as Prometheus wants them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metric {
     /// Name with unit.
     pub name: &'static str,
-    /// What it means.
+    /// What it means; must be understood alone.
     pub help: &'static str,
     /// How it moves.
     pub kind: MetricKind,
-    /// Name and value of its label, if it has one.
-    pub label: Option<(&'static str, String)>,
-    /// Now.
-    pub value: f64,
+    /// Now; one for each combination of labels. None where nothing is known yet.
+    pub samples: Vec<(Labels, f64)>,
+}
+
+impl Metric {
+    /// Without any number yet.
+    pub fn new(kind: MetricKind, name: &'static str, help: &'static str) -> Self {
+        Self { name, help, kind, samples: Vec::new() }
+    }
+
+    fn one(kind: MetricKind, name: &'static str, help: &'static str, value: f64) -> Self {
+        Self { samples: vec![(Labels::new(), value)], ..Self::new(kind, name, help) }
+    }
+
+    fn counter(name: &'static str, help: &'static str, value: u64) -> Self {
+        Self::one(MetricKind::Counter, name, help, value as f64)
+    }
+
+    fn gauge(name: &'static str, help: &'static str, value: u64) -> Self {
+        Self::one(MetricKind::Gauge, name, help, value as f64)
+    }
 }
 
 /// What a node says about itself.
@@ -75,7 +104,7 @@ pub struct Report {
 }
 
 impl Node {
-    /// Numbers and readiness. Cost: O(queues), plus O(messages) where groups differ in progress.
+    /// Numbers and readiness. Cost: O(queues), plus O([`COUNTED_MAX`]) where groups differ in progress.
     pub fn report(&self) -> Report {
         let silent = self.shards.iter().filter(|shard| !shard.is_serving()).count();
         let reason = match (&self.stopped, self.draining, silent) {
@@ -92,25 +121,47 @@ impl Node {
     }
 
     fn metrics(&self) -> Vec<Metric> {
-        let mut metrics = Vec::new();
-        let counter = |name, help, value: u64| Metric {
-            name,
-            help,
-            kind: MetricKind::Counter,
-            label: None,
-            value: value as f64,
-        };
-        let gauge =
-            |name, help, value: f64| Metric { name, help, kind: MetricKind::Gauge, label: None, value };
         let counters = &self.counters;
-        metrics.extend([
+        let counter = Metric::counter;
+        let mut metrics = vec![
             counter("swarmmq_messages_accepted_total", "Messages taken into the log.", counters.accepted),
-            counter("swarmmq_messages_deduplicated_total", "Copies recognised.", counters.deduplicated),
-            counter("swarmmq_messages_delivered_total", "Messages sent to consumers.", counters.delivered),
-            counter("swarmmq_leases_expired_total", "Leases that ran out.", counters.expired),
-            counter("swarmmq_messages_redelivered_total", "Of these, sent again.", counters.redelivered),
-            counter("swarmmq_messages_settled_total", "Settlements committed.", counters.settled),
+            counter(
+                "swarmmq_messages_deduplicated_total",
+                "Copies of messages that were taken before.",
+                counters.deduplicated,
+            ),
+        ];
+        let mut rejected = Metric::new(
+            MetricKind::Counter,
+            "swarmmq_messages_rejected_total",
+            "Messages refused, by reason.",
+        );
+        let by_reason = counters.refused.iter();
+        rejected.samples =
+            by_reason.map(|(code, count)| (vec![("code", (*code).to_owned())], *count as f64)).collect();
+        metrics.push(rejected);
+        metrics.extend([
             counter("swarmmq_publish_frames_total", "Publish frames received.", counters.publish_frames),
+            counter(
+                "swarmmq_messages_delivered_total",
+                "Deliveries: messages sent to consumers, again or for the first time.",
+                counters.delivered,
+            ),
+            counter(
+                "swarmmq_messages_redelivered_total",
+                "Deliveries of messages that the group had been sent before.",
+                counters.redelivered,
+            ),
+            counter(
+                "swarmmq_messages_settled_total",
+                "Settlements committed: done with, to be tried again, given back or given up.",
+                counters.settled,
+            ),
+            counter(
+                "swarmmq_leases_expired_total",
+                "Leases that ran out before a settlement.",
+                counters.expired,
+            ),
             counter("swarmmq_connections_total", "Connections accepted.", counters.connections),
             counter(
                 "swarmmq_connections_refused_total",
@@ -125,33 +176,137 @@ impl Node {
             counter("swarmmq_log_snapshots_total", "Shard snapshots written.", counters.snapshots),
             counter("swarmmq_log_moved_total", "Messages copied out of old segments.", counters.moved),
         ]);
-        for (code, count) in &counters.refused {
-            metrics.push(Metric {
-                label: Some(("code", (*code).to_owned())),
-                ..counter("swarmmq_messages_rejected_total", "Messages refused, by reason.", *count)
-            });
-        }
-        let queues = || self.shards.iter().flat_map(|shard| shard.state().queues.values());
-        let depth: usize = queues().map(|queue| queue.messages.len()).sum();
-        let bytes: u64 = queues().map(|queue| queue.bytes).sum();
+        metrics.extend(self.queue_metrics());
+        metrics.extend(self.group_metrics());
+        let gauge = Metric::gauge;
         let cache: usize = self.shards.iter().map(Shard::cache_bytes).sum();
         let serving = self.shards.iter().filter(|shard| shard.is_serving()).count();
+        let segments = self.space.segments.len() as u64;
+        let mut free = Metric::new(MetricKind::Gauge, "swarmmq_disk_free_bytes", "Space left for the log.");
+        // Until the disk has said it, nobody knows.
+        if self.free_bytes != u64::MAX {
+            free.samples.push((Labels::new(), self.free_bytes as f64));
+        }
         metrics.extend([
-            gauge("swarmmq_queue_depth", "Messages held.", depth as f64),
-            gauge("swarmmq_queue_bytes", "Their sealed bytes.", bytes as f64),
-            gauge("swarmmq_connections", "Connections open.", self.connections.len() as f64),
-            gauge("swarmmq_subscriptions", "Subscriptions open.", self.subscribers.len() as f64),
-            gauge("swarmmq_cache_bytes", "Payload bytes in memory.", cache as f64),
-            gauge("swarmmq_log_segments", "Log segments in use.", self.space.segments.len() as f64),
-            gauge("swarmmq_shards_serving", "Shards that serve, the cluster's own included.", serving as f64),
-            gauge("swarmmq_disk_free_bytes", "Space left for the log.", self.free_bytes as f64),
+            gauge("swarmmq_connections", "Connections open.", self.connections.len() as u64),
+            gauge("swarmmq_subscriptions", "Subscriptions open.", self.subscribers.len() as u64),
+            gauge("swarmmq_cache_bytes", "Payload bytes in memory.", cache as u64),
+            gauge("swarmmq_log_segments", "Log segments in use.", segments),
             gauge(
-                "swarmmq_log_stopped",
-                "1 after a disk error.",
-                f64::from(u8::from(self.stopped.is_some())),
+                "swarmmq_log_bytes",
+                "Size of the log segments in use.",
+                segments * u64::from(self.config.segment_bytes),
             ),
+            gauge(
+                "swarmmq_shards",
+                "Shards that this node should serve, the cluster's own included.",
+                self.shards.len() as u64,
+            ),
+            gauge("swarmmq_shards_serving", "Shards that it serves.", serving as u64),
+            free,
+            gauge(
+                "swarmmq_disk_reserve_bytes",
+                "Space left below which publishes are refused.",
+                self.config.reserve_bytes,
+            ),
+            gauge("swarmmq_log_stopped", "1 after a disk error.", u64::from(self.stopped.is_some())),
         ]);
         metrics
+    }
+
+    fn queue_metrics(&self) -> Vec<Metric> {
+        let queues = || self.shards.iter().flat_map(|shard| shard.state().queues.values());
+        let (mut depth, mut bytes, mut dead, mut oldest) = (0, 0, 0, None);
+        for queue in queues() {
+            depth += queue.messages.len() as u64;
+            bytes += queue.bytes;
+            if queue.address.is_dead_letter() {
+                dead += queue.messages.len() as u64;
+            } else if let Some((_, message)) = queue.messages.first_key_value() {
+                oldest = earlier(oldest, Some(message.published_at));
+            }
+        }
+        let gauge = Metric::gauge;
+        vec![
+            gauge("swarmmq_queue_depth", "Messages held, dead letters included.", depth),
+            gauge("swarmmq_queue_bytes", "Sealed bytes of the messages held.", bytes),
+            gauge("swarmmq_queue_dead_letters", "Dead letters held.", dead),
+            Metric::one(
+                MetricKind::Age,
+                "swarmmq_queue_oldest_age_seconds",
+                "Age of the oldest message held, dead letters aside.",
+                stamp(oldest),
+            ),
+        ]
+    }
+
+    /// One series for each group and meaning, and bounds for both: there may be a million groups, and counting what one
+    /// of them still wants may mean walking over a whole backlog, while nothing else happens.
+    fn group_metrics(&self) -> Vec<Metric> {
+        let series = |kind, name, help| Metric::new(kind, name, help);
+        let mut messages = series(
+            MetricKind::Gauge,
+            "swarmmq_group_lag_messages",
+            "Messages that a group still wants, by address and group.",
+        );
+        let mut seconds = series(
+            MetricKind::Age,
+            "swarmmq_group_lag_seconds",
+            "Age of the oldest message that a group still wants, by address and group.",
+        );
+        let mut leased = series(
+            MetricKind::Gauge,
+            "swarmmq_group_leased_messages",
+            "Messages that consumers of a group hold, by address and group.",
+        );
+        let mut dead = series(
+            MetricKind::Counter,
+            "swarmmq_group_dead_lettered_total",
+            "Messages that a group gave up since it was made, by address and group.",
+        );
+        let addresses = &self.cluster_shard().state().catalog.addresses;
+        let count: usize = addresses.values().map(|entry| entry.groups.len()).sum();
+        // A shard that has not read all of its log would tell of the past.
+        let is_known = self.shards.iter().all(|shard| shard.is_serving() || shard.stopped().is_some());
+        let groups = addresses.iter().flat_map(|(a, entry)| entry.groups.keys().map(move |group| (a, group)));
+        let mut counted_max = COUNTED_MAX;
+        for (address, group) in groups.take(if is_known { GROUPS_LISTED_MAX } else { 0 }) {
+            let Some(figures) = self.figures(address, group, &mut counted_max) else { continue };
+            let labels = || vec![("address", address.to_string()), ("group", group.to_string())];
+            messages.samples.push((labels(), figures.lag as f64));
+            seconds.samples.push((labels(), stamp(figures.oldest)));
+            leased.samples.push((labels(), figures.leased as f64));
+            dead.samples.push((labels(), figures.dead_lettered as f64));
+        }
+        let unlisted = count - messages.samples.len();
+        let gauge = Metric::gauge;
+        vec![
+            gauge("swarmmq_addresses", "Addresses.", addresses.len() as u64),
+            gauge("swarmmq_groups", "Groups of all addresses.", count as u64),
+            gauge(
+                "swarmmq_groups_unlisted",
+                "Groups without numbers of their own here: too many, or too far apart to be counted.",
+                unlisted as u64,
+            ),
+            messages,
+            seconds,
+            leased,
+            dead,
+        ]
+    }
+
+    /// What a group has before it, in all shards. `None`: counting it would exceed `counted_max`, which is lowered otherwise.
+    fn figures(&self, address: &Address, group: &GroupName, counted_max: &mut usize) -> Option<Figures> {
+        let mut figures = Figures::default();
+        for index in self.with_queue(address) {
+            let shard = &self.shards[index];
+            let queue = &shard.state().queues[address];
+            if let Some(found) = queue.groups.get(group) {
+                *counted_max = counted_max.checked_sub(cost(queue, found))?;
+                figures.add(shard, queue, group);
+            }
+        }
+        Some(figures)
     }
 
     /// Answers a question that changes nothing.
@@ -209,7 +364,7 @@ impl Node {
             .or_else(|| catalog.addresses.get(&operation::base_of(address)))
             .ok_or(Code::NoSuchAddress)?;
         let leader = |shard: &Shard| if shard.is_serving() { self.config.node.0 } else { 0 };
-        let mut groups: BTreeMap<GroupName, GroupInfo> = BTreeMap::new();
+        let mut groups: BTreeMap<&GroupName, Figures> = BTreeMap::new();
         let mut shards = Vec::new();
         let homes = match entry.order {
             Order::Total => self.shards_of(address, entry.order),
@@ -225,10 +380,21 @@ impl Node {
                 bytes: queue.map_or(0, |queue| queue.bytes),
             });
             let Some(queue) = queue else { continue };
-            queue.groups.keys().for_each(|name| add_group(&mut groups, now, shard, queue, name));
+            for name in queue.groups.keys() {
+                groups.entry(name).or_default().add(shard, queue, name);
+            }
         }
         let settings = wire_settings(&entry.settings);
-        let groups = groups.into_values().collect();
+        let groups = groups
+            .into_iter()
+            .map(|(name, figures)| GroupInfo {
+                name: name.clone(),
+                lag_messages: figures.lag,
+                lag_ms: figures.oldest.map_or(0, |oldest| now.wall.since(oldest).as_millis() as u64),
+                leased: figures.leased,
+                dead_lettered: figures.dead_lettered,
+            })
+            .collect();
         Ok(AddressInfo { address: address.clone(), order: entry.order, settings, shards, groups })
     }
 
@@ -280,27 +446,39 @@ impl Node {
     }
 }
 
-fn add_group(
-    groups: &mut BTreeMap<GroupName, GroupInfo>,
-    now: Now,
-    shard: &Shard,
-    queue: &Queue,
-    name: &GroupName,
-) {
-    let group = &queue.groups[name];
-    let info = groups.entry(name.clone()).or_insert_with(|| GroupInfo {
-        name: name.clone(),
-        lag_messages: 0,
-        lag_ms: 0,
-        leased: 0,
-        dead_lettered: 0,
-    });
-    info.lag_messages += queue.lag(group);
-    let age =
-        queue.oldest_wanted(group).map_or(0, |oldest| now.wall.since(oldest.published_at).as_millis() as u64);
-    info.lag_ms = info.lag_ms.max(age);
-    info.leased += shard.leased(&queue.address, name);
-    info.dead_lettered += group.dead_lettered;
+/// What a group has before it.
+#[derive(Debug, Default)]
+struct Figures {
+    lag: u64,
+    oldest: Option<WallTime>,
+    leased: u64,
+    dead_lettered: u64,
+}
+
+impl Figures {
+    /// Adds those of one shard, where the group must be. Cost: [`cost`].
+    fn add(&mut self, shard: &Shard, queue: &Queue, name: &GroupName) {
+        let group = &queue.groups[name];
+        self.lag += queue.lag(group);
+        self.oldest = earlier(self.oldest, queue.oldest_wanted(group).map(|oldest| oldest.published_at));
+        self.leased += shard.leased(&queue.address, name);
+        self.dead_lettered += group.dead_lettered;
+    }
+}
+
+/// Messages to walk over for what `group` still wants, at most.
+fn cost(queue: &Queue, group: &Group) -> usize {
+    let behind = queue.messages.first_key_value().is_some_and(|(first, _)| *first < group.floor);
+    group.settled.len() + if behind { queue.messages.len() } else { 0 }
+}
+
+fn earlier(a: Option<WallTime>, b: Option<WallTime>) -> Option<WallTime> {
+    [a, b].into_iter().flatten().min()
+}
+
+/// As [`MetricKind::Age`] has it.
+fn stamp(since: Option<WallTime>) -> f64 {
+    since.map_or(f64::INFINITY, |since| since.0 as f64)
 }
 
 fn wire_settings(settings: &Settings) -> admin::Settings {

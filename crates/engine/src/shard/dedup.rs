@@ -22,6 +22,9 @@ const RUNS_MAX: usize = 32;
 /// count as taken, so a skip repeated that late is told to be too late.
 const SKIPPED_MAX: usize = 1024;
 
+/// Closed sessions dropped at once where there is no room.
+const DROPPED_AT_ONCE: usize = 1024;
+
 /// A session older than this when it is opened could have been forgotten already, and is refused.
 pub const OPEN_AGE_MAX: Duration = Duration::from_secs(FORGET_AFTER.as_secs() / 2);
 
@@ -170,12 +173,11 @@ impl Producers {
         if time.since(created_at) > OPEN_AGE_MAX {
             return Err(OpenRefusal::Stale);
         }
-        self.forget(time);
-        if !self.known.contains_key(&producer)
-            && self.known.len() >= PRODUCERS_PER_SHARD_MAX
-            && !self.drop_closed()
-        {
-            return Err(OpenRefusal::Full);
+        if !self.known.contains_key(&producer) && self.known.len() >= PRODUCERS_PER_SHARD_MAX {
+            self.forget(time);
+            if self.known.len() >= PRODUCERS_PER_SHARD_MAX && !self.drop_closed() {
+                return Err(OpenRefusal::Full);
+            }
         }
         self.known.insert(
             producer,
@@ -248,15 +250,15 @@ impl Producers {
         self.known.retain(|_, known| time.since(known.seen_at) <= FORGET_AFTER);
     }
 
-    /// Makes room by dropping the closed session that has been silent longest. False: there is none.
+    /// Makes room by dropping closed sessions, those first that have been silent longest; many at once, because looking
+    /// for them costs as much as there are. False: there is none.
     fn drop_closed(&mut self) -> bool {
-        let oldest = self
-            .known
-            .iter()
-            .filter(|(_, known)| known.closed)
-            .min_by_key(|(id, known)| (known.seen_at, **id))
-            .map(|(id, _)| *id);
-        oldest.is_some_and(|id| self.known.remove(&id).is_some())
+        let closed = self.known.iter().filter(|(_, known)| known.closed);
+        let mut closed: Vec<_> = closed.map(|(id, known)| (known.seen_at, *id)).collect();
+        closed.sort_unstable();
+        closed.truncate(DROPPED_AT_ONCE);
+        closed.iter().for_each(|(_, id)| drop(self.known.remove(id)));
+        !closed.is_empty()
     }
 }
 
@@ -322,6 +324,26 @@ mod tests {
         producers.forget(late);
         assert_eq!(producers.classify(P, E, Sequence(1)), Verdict::NotOpen);
         assert_eq!(producers.open(late, P, E, Salt([1; 32]), T), Err(OpenRefusal::Stale));
+    }
+
+    #[test]
+    fn a_full_memory_drops_closed_sessions_and_refuses_where_all_are_open() {
+        let mut producers = Producers::default();
+        for n in 0..PRODUCERS_PER_SHARD_MAX as u128 {
+            producers.open(T, ProducerId(n), E, Salt([1; 32]), T).unwrap();
+        }
+        let newcomer = ProducerId(u128::MAX);
+        assert_eq!(producers.open(T, newcomer, E, Salt([1; 32]), T), Err(OpenRefusal::Full));
+        producers.close(ProducerId(7), E);
+        assert_eq!(producers.open(T, newcomer, E, Salt([1; 32]), T), Ok(()));
+        assert_eq!(producers.classify(ProducerId(7), E, Sequence(1)), Verdict::NotOpen);
+        let late = T.plus(FORGET_AFTER + Duration::from_secs(1));
+        assert_eq!(
+            producers.open(late, ProducerId(7), E, Salt([1; 32]), late),
+            Ok(()),
+            "the silent are forgotten"
+        );
+        assert_eq!(producers.known.len(), 1);
     }
 
     #[test]

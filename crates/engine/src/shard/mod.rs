@@ -522,6 +522,14 @@ impl Shard {
             for event in &read.events {
                 let keys = self.keys_of(event);
                 let outcome = self.state.apply(read.time, place, event);
+                match event {
+                    Event::Closed { producer, .. } => drop(self.proposed.remove(producer)),
+                    Event::Ticked => {
+                        let known = &self.state.producers.known;
+                        self.proposed.retain(|producer, _| known.contains_key(producer));
+                    }
+                    _ => {}
+                }
                 if self.delivery.is_serving() {
                     self.delivery.applied(now.monotonic, &self.state, event, &keys);
                 }
