@@ -22,6 +22,8 @@ use crate::{
 const CREDIT_MAX: u64 = 256;
 /// Lines printed before they are flushed, at most.
 const LINES_PER_FLUSH: usize = 256;
+/// Messages that cannot be opened are told of one by one, up to so many; then they are only counted.
+const UNOPENED_TOLD_MAX: u64 = 10;
 
 /// What to receive.
 #[derive(Args, Clone, Debug)]
@@ -37,7 +39,7 @@ pub(crate) struct RecvArgs {
     /// Where a new group begins: start, end, or a time (2026-01-31T12:00:00Z, seconds since 1970, -1h)
     #[arg(long, value_name = "WHERE", allow_hyphen_values = true, value_parser = parse::start)]
     from: Option<StartAt>,
-    /// Look without taking, in no group
+    /// Look without taking, in no group; ends with what is there now, or after N
     #[arg(long)]
     peek: bool,
     /// End after this time; exit 8 if that is before N messages
@@ -153,30 +155,33 @@ pub(crate) async fn run(args: &RecvArgs, target: &Target, as_json: bool) -> Outc
     group::name(&args.group)?;
     let until = args.timeout.map(|timeout| Instant::now() + timeout);
     let connect_time = args.timeout.unwrap_or(CONNECT_TIME_MAX).min(CONNECT_TIME_MAX);
+    let stopped = |what: &str| Err(Failure::interrupted(false, format!("interrupted {what}")));
+    if args.peek {
+        return tokio::select! {
+            biased;
+            result = look(args, target, connect_time, as_json) => result,
+            signal = signals::wait() => {
+                signal?;
+                stopped("before everything was looked at")
+            }
+        };
+    }
     tokio::select! {
         biased;
         // Later, while messages are held, the loop itself listens to signals.
-        result = prepare(args, target, connect_time) => match result? {
-            Prepared::Seen(seen) => Ok(show_seen(args, &seen, as_json)),
-            Prepared::Consumer(client, consumer) => receive(args, client, consumer, until, as_json).await,
-        },
+        result = prepare(args, target, connect_time) => {
+            let (client, consumer) = result?;
+            receive(args, client, consumer, until, as_json).await
+        }
         signal = signals::wait() => {
             signal?;
-            Err(Failure::interrupted(false, "interrupted before anything was received"))
+            stopped("before anything was received")
         }
     }
 }
 
-enum Prepared {
-    Seen(Vec<Seen>),
-    Consumer(SwarmMq, Consumer),
-}
-
-async fn prepare(args: &RecvArgs, target: &Target, connect_time: Duration) -> Outcomes<Prepared> {
+async fn prepare(args: &RecvArgs, target: &Target, connect_time: Duration) -> Outcomes<(SwarmMq, Consumer)> {
     let client = target.connect(connect_time).await?;
-    if args.peek {
-        return Ok(Prepared::Seen(client.peek(&args.address, args.from).await?));
-    }
     let credit = args.number.unwrap_or(CREDIT_MAX).clamp(1, CREDIT_MAX) as u32;
     let options = SubscribeOptions {
         group: args.group.clone(),
@@ -185,17 +190,56 @@ async fn prepare(args: &RecvArgs, target: &Target, connect_time: Duration) -> Ou
         ..SubscribeOptions::default()
     };
     let consumer = client.subscribe(&args.address, options).await?;
-    Ok(Prepared::Consumer(client, consumer))
+    Ok((client, consumer))
 }
 
-fn show_seen(args: &RecvArgs, seen: &[Seen], as_json: bool) -> u8 {
+/// Prints page by page what is there. A message that cannot be opened is told of on standard error and passed over: it
+/// must not hide the others. The command then ends with its exit code, after the last message.
+async fn look(args: &RecvArgs, target: &Target, connect_time: Duration, as_json: bool) -> Outcomes<u8> {
+    let client = target.connect(connect_time).await?;
+    let number = args.number.map_or(usize::MAX, |number| usize::try_from(number).unwrap_or(usize::MAX));
+    let mut peeking = client.peek_pages(&args.address, args.from, number).await?;
     let mut out = Out { buffer: Vec::new(), as_json };
-    let number = args.number.map_or(seen.len(), |number| usize::try_from(number).unwrap_or(usize::MAX));
-    for message in seen.iter().take(number) {
-        out.line(&Line::seen(message), &message.body);
+    let mut seen: u64 = 0;
+    let mut unopened = Unopened::default();
+    while let Some(page) = peeking.next_page().await? {
+        for message in page {
+            seen += 1;
+            match message {
+                Ok(message) => out.line(&Line::seen(&message), &message.body),
+                Err(error) => unopened.tell(error),
+            }
+        }
+        if !out.flush() {
+            // Whoever closed the pipe has seen enough.
+            break;
+        }
     }
-    out.flush();
-    0
+    unopened.into_failure(seen).map_or(Ok(0), Err)
+}
+
+/// Messages that were looked at and could not be opened.
+#[derive(Default)]
+struct Unopened {
+    first: Option<Error>,
+    count: u64,
+}
+
+impl Unopened {
+    fn tell(&mut self, error: Error) {
+        self.count += 1;
+        if self.count <= UNOPENED_TOLD_MAX {
+            note(format!("passed over: {error}"));
+        }
+        self.first.get_or_insert(error);
+    }
+
+    fn into_failure(self, seen: u64) -> Option<Failure> {
+        let failure = Failure::from(self.first?);
+        let message =
+            format!("{} of {seen} messages cannot be opened; the first: {}", self.count, failure.message);
+        Some(Failure { message, ..failure })
+    }
 }
 
 async fn receive(

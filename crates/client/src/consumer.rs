@@ -1,6 +1,7 @@
 //! Receiving: joining a group, messages with their leases, and settling them.
 
 use std::{
+    collections::VecDeque,
     future::Future,
     pin::Pin,
     task::{Context, Poll},
@@ -10,11 +11,12 @@ use std::{
 use bytes::Bytes;
 use swarmmq_protocol::{
     admin::Order,
+    error::Code,
     frame::{Peek, SettleAction, StartAt},
-    id::{Address, GroupName, MessageId, Offset, ShardId},
+    id::{Address, Attempt, GroupName, MessageId, Offset, ShardId},
     limits::FRAME_BYTES_MAX,
     mac,
-    session::consumer::DeliveryId,
+    session::consumer::{DeliveryId, Handout},
     time::WallTime,
 };
 use swarmmq_seal::OpenError;
@@ -81,7 +83,7 @@ impl Default for SubscribeOptions {
 /// What the driver hands to the program.
 pub(crate) enum Handed {
     Message(Received),
-    Unopened { id: MessageId, delivery: DeliveryId, error: OpenError },
+    Unopened { id: MessageId, delivery: Handout, error: OpenError },
 }
 
 /// One consumer of a group, made with [`SwarmMq::subscribe`].
@@ -235,7 +237,8 @@ pub struct Received {
 impl Received {
     fn settle(&self, action: SettleAction, reason: &str) -> PendingAck {
         let id = DeliveryId { shard: self.shard, offset: self.offset };
-        settle(&self.commands, self.consumer, id, action, reason.to_owned())
+        let handout = Handout { id, attempt: Attempt(self.attempt) };
+        settle(&self.commands, self.consumer, handout, action, reason.to_owned())
     }
 
     /// Done with it. Returns when that is committed.
@@ -271,12 +274,12 @@ pub(crate) type SettleReply = oneshot::Sender<Result<(), SettleError>>;
 fn settle(
     commands: &mpsc::UnboundedSender<Command>,
     consumer: u64,
-    id: DeliveryId,
+    handout: Handout,
     action: SettleAction,
     reason: String,
 ) -> PendingAck {
     let (reply, answer) = oneshot::channel();
-    let settlement = Settlement { consumer, id, action, reason, reply };
+    let settlement = Settlement { consumer, handout, action, reason, reply };
     if let Err(NotSent(Command::Settle(settlement))) = commands.send(Command::Settle(settlement)) {
         // The client has ended; the receiver is below, so it hears this.
         let _unheard = settlement.reply.send(Err(Error::Closed)).is_err();
@@ -325,34 +328,94 @@ pub struct Seen {
     pub dead_reason: String,
 }
 
+impl SwarmMq {
+    /// Looks at messages of an address without leasing them, page by page, oldest first in every shard. Changes nothing.
+    ///
+    /// * `messages_max`: the look ends after so many, those included that cannot be opened.
+    /// * Fails as [`SwarmMq::resolve`] does: the address must be there.
+    pub async fn peek_pages(
+        &self,
+        address: &str,
+        start: Option<StartAt>,
+        messages_max: usize,
+    ) -> Result<Peeking, Error> {
+        let address = parse_address(address)?;
+        let order = self.resolve(&address, false, None).await?;
+        let shards = shards_of(&address, order, self.shard_count()).into();
+        Ok(Peeking {
+            client: self.clone(),
+            address,
+            start,
+            shards,
+            from_offset: Offset(0),
+            left: messages_max,
+        })
+    }
+}
+
+/// A look at an address under way, made with [`SwarmMq::peek_pages`]. Holds no messages: each page belongs to the caller.
+#[derive(Debug)]
+pub struct Peeking {
+    client: SwarmMq,
+    address: Address,
+    start: Option<StartAt>,
+    /// Not looked at to their ends; the first one from `from_offset` on.
+    shards: VecDeque<ShardId>,
+    from_offset: Offset,
+    left: usize,
+}
+
+impl Peeking {
+    /// The next messages, at least one and at most 256 (about 1 MiB, or one message); `None` at the end.
+    ///
+    /// * Of each message what was seen, or [`Error::Open`] if it cannot be opened, which says which one it is.
+    /// * Fails if the cluster does not answer or refuses, with [`Options::deadline`](crate::Options::deadline) for every
+    ///   page; can then be asked again.
+    /// * Cancel safe: a page that nobody waited for is fetched again.
+    pub async fn next_page(&mut self) -> Result<Option<Vec<Result<Seen, Error>>>, Error> {
+        while self.left > 0
+            && let Some(shard) = self.shards.front().copied()
+        {
+            let peek = Peek {
+                address: self.address.clone(),
+                shard,
+                start: self.start,
+                from_offset: self.from_offset,
+                messages_max: u16::try_from(self.left).unwrap_or(u16::MAX).min(PEEK_MESSAGES),
+                bytes_max: FRAME_BYTES_MAX as u32 / 4,
+            };
+            let (mut messages, next, end) =
+                self.client.ask(self.client.deadline, |reply| Question::Peek(peek, reply)).await?;
+            if end {
+                self.shards.pop_front();
+                self.from_offset = Offset(0);
+            } else if next > self.from_offset {
+                self.from_offset = next;
+            } else {
+                let message = "the node's answer leads nowhere".into();
+                return Err(Error::Failed { code: Code::Malformed, message });
+            }
+            messages.truncate(self.left);
+            self.left -= messages.len();
+            if !messages.is_empty() {
+                return Ok(Some(messages));
+            }
+        }
+        Ok(None)
+    }
+}
+
 pub(crate) async fn peek(
     client: &SwarmMq,
     address: &str,
     start: Option<StartAt>,
     messages_max: usize,
 ) -> Result<Vec<Seen>, Error> {
-    let address = parse_address(address)?;
-    let order = client.resolve(&address, false, None).await?;
+    let mut peeking = client.peek_pages(address, start, messages_max).await?;
     let mut seen = Vec::new();
-    for shard in shards_of(&address, order, client.shard_count()) {
-        let mut from_offset = Offset(0);
-        while seen.len() < messages_max {
-            let left = messages_max - seen.len();
-            let peek = Peek {
-                address: address.clone(),
-                shard,
-                start,
-                from_offset,
-                messages_max: u16::try_from(left).unwrap_or(u16::MAX).min(PEEK_MESSAGES),
-                bytes_max: FRAME_BYTES_MAX as u32 / 4,
-            };
-            let (messages, next, end) =
-                client.ask(client.deadline, |reply| Question::Peek(peek, reply)).await?;
-            seen.extend(messages);
-            from_offset = next;
-            if end {
-                break;
-            }
+    while let Some(page) = peeking.next_page().await? {
+        for message in page {
+            seen.push(message?);
         }
     }
     Ok(seen)
@@ -369,6 +432,8 @@ fn shards_of(address: &Address, order: Order, shard_count: u32) -> Vec<ShardId> 
 
 #[cfg(test)]
 mod tests {
+    use swarmmq_protocol::id::ClusterId;
+
     use super::*;
 
     #[test]
@@ -381,10 +446,58 @@ mod tests {
         assert_eq!(shards_of(&address, Order::Key, 3), [ShardId(0), ShardId(1), ShardId(2)]);
     }
 
+    /// What the cluster answers to the next look: how many messages (none can be opened), where to go on, whether that is all.
+    async fn answer(inbox: &mut mpsc::UnboundedReceiver<Command>, page: (usize, u64, bool)) -> Peek {
+        let Some(Command::Ask(Question::Peek(peek, reply), _)) = inbox.recv().await else { panic!() };
+        let messages = vec![Err(Error::Open { id: "x".into(), error: OpenError::Forged }); page.0];
+        reply.send(Ok((messages, Offset(page.1), page.2))).unwrap();
+        peek
+    }
+
+    #[tokio::test]
+    async fn a_look_goes_from_page_to_page_and_shard_to_shard_and_ends_at_its_number() {
+        let (commands, mut inbox) = mpsc::unbounded_channel();
+        let client =
+            SwarmMq { commands, cluster: ClusterId(1), shard_count: 3, deadline: Duration::from_secs(1) };
+        let mut peeking = Peeking {
+            client,
+            address: Address::parse("a").unwrap(),
+            start: None,
+            shards: [ShardId(0), ShardId(1), ShardId(2)].into(),
+            from_offset: Offset(0),
+            left: 302,
+        };
+        // Shard 1 is empty; shard 2 gives more than it was asked for.
+        let looking = async {
+            let mut sizes = Vec::new();
+            while let Some(page) = peeking.next_page().await.unwrap() {
+                sizes.push(page.len());
+            }
+            sizes
+        };
+        let answering = async {
+            let mut asked = Vec::new();
+            for page in [(256, 300, false), (44, 400, true), (0, 0, true), (5, 9, false)] {
+                let peek = answer(&mut inbox, page).await;
+                asked.push((peek.shard.0, peek.from_offset.0, peek.messages_max));
+            }
+            asked
+        };
+        let (sizes, asked) = tokio::join!(looking, answering);
+        assert_eq!(asked, [(0, 0, 256), (0, 300, 46), (1, 0, 2), (2, 0, 2)]);
+        assert_eq!(sizes, [256, 44, 2]);
+
+        // A node that keeps us where we are is not followed for ever.
+        peeking.left = 1;
+        let (page, _) = tokio::join!(peeking.next_page(), answer(&mut inbox, (0, 9, false)));
+        assert_eq!(page.unwrap_err().code(), "malformed");
+    }
+
     #[tokio::test]
     async fn a_settlement_after_the_client_ended_has_certainly_not_happened() {
         let (commands, inbox) = mpsc::unbounded_channel();
         let id = DeliveryId { shard: ShardId(0), offset: Offset(1) };
+        let id = Handout { id, attempt: Attempt(1) };
         let under_way = settle(&commands, 1, id, SettleAction::Ack, String::new());
         drop(inbox);
         let late = settle(&commands, 1, id, SettleAction::Ack, String::new());

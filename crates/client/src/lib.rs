@@ -60,7 +60,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::driver::{Command, Driver, Question, Reply, after};
 pub use self::{
-    consumer::{Consumer, PendingAck, Received, Seen, SubscribeOptions, Unopened},
+    consumer::{Consumer, Peeking, PendingAck, Received, Seen, SubscribeOptions, Unopened},
     error::{Error, SendError, SettleError},
     producer::{Message, Pending, Producer, ProducerOptions, Receipt},
 };

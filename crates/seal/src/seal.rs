@@ -185,6 +185,25 @@ impl Opener {
         Self { keyring: keyring.clone(), keys: SessionKeys::default() }
     }
 
+    /// Opens one sealed message that was handed out as one of `address` in `shard`: a node that mixes them up, or lies,
+    /// is found out. Dead letters are sealed for the address that they went to.
+    pub fn open_from(
+        &mut self,
+        address: &Address,
+        shard: ShardId,
+        sealed: &[u8],
+    ) -> Result<Opened, OpenError> {
+        let opened = self.open(sealed)?;
+        let (message, _) = envelope::split_sealed(sealed).map_err(OpenError::Malformed)?;
+        let header = message.header();
+        let base = if address.is_dead_letter() { address.as_str().strip_suffix(".dlq") } else { None };
+        let expected = base.unwrap_or(address.as_str());
+        if header.address() != expected || header.shard() != shard {
+            return Err(OpenError::Misplaced);
+        }
+        Ok(opened)
+    }
+
     /// Opens one sealed message; `sealed` ends where it ends.
     ///
     /// * Does not check the admission MAC: any node could forge that one. The cipher covers the header too.
@@ -284,6 +303,8 @@ pub enum OpenError {
     UnknownKey(KeyId),
     /// No envelope at all (blame: node or network), or an authentic one that holds no message (blame: sender).
     Malformed(DecodeError),
+    /// An authentic message of another address or shard than it was handed out from. Blame: node, and a hostile one.
+    Misplaced,
 }
 
 impl fmt::Display for OpenError {
@@ -296,6 +317,7 @@ impl fmt::Display for OpenError {
                 write!(f, "sealed under payload key {}, which the keyring does not hold", id.0)
             }
             Self::Malformed(error) => write!(f, "malformed message: {error}"),
+            Self::Misplaced => write!(f, "the node handed out a message of another address or shard"),
         }
     }
 }
@@ -304,7 +326,7 @@ impl std::error::Error for OpenError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Malformed(error) => Some(error),
-            Self::Forged | Self::UnknownKey(_) => None,
+            Self::Forged | Self::UnknownKey(_) | Self::Misplaced => None,
         }
     }
 }
@@ -390,6 +412,18 @@ mod tests {
             }
         }
         assert_eq!(opener.open(&sealed), Ok(whole));
+    }
+
+    #[test]
+    fn a_message_handed_out_from_elsewhere_is_found_out() {
+        let sealed = sealer().seal(&draft(&address("shop.orders"), 1, b"body")).unwrap();
+        let mut from =
+            |name: &str, shard| opener().open_from(&address(name), ShardId(shard), &sealed).map(|_| ());
+        assert_eq!(from("shop.orders", 3), Ok(()));
+        assert_eq!(from("shop.orders.dlq", 3), Ok(()), "its dead letters are sealed as it was");
+        for (name, shard) in [("shop.others", 3), ("shop.orders", 4), ("shop", 3), ("shop.others.dlq", 3)] {
+            assert_eq!(from(name, shard), Err(OpenError::Misplaced), "{name} {shard}");
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     StartError,
-    clock::{SUCCESSION_TIME_MAX, Stopwatch, patiently},
+    clock::{self, SUCCESSION_TIME_MAX, Stopwatch, patiently},
     telemetry::{Timings, exposition},
 };
 
@@ -47,7 +47,7 @@ impl Shared {
             at: Stopwatch::start(),
             ready: report.ready,
             reason: report.reason.clone(),
-            metrics: exposition(report, timings).into(),
+            metrics: exposition(report, timings, clock::wall()).into(),
         };
         *self.0.lock().expect("no holder of this lock panics") = Some(snapshot);
     }
@@ -151,7 +151,7 @@ async fn readyz(State(shared): State<Shared>) -> Said {
 
 async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
     let text = shared.with(|snapshot| Arc::clone(&snapshot.metrics)).unwrap_or_else(|| "".into());
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text.to_string())
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text.to_string())
 }
 
 #[cfg(test)]

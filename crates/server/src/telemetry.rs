@@ -3,7 +3,10 @@
 use std::{fmt::Write, time::Duration};
 
 use swarmmq_engine::node::{MetricKind, Report};
+use swarmmq_protocol::time::WallTime;
 use tracing_subscriber::EnvFilter;
+
+use crate::clock;
 
 /// Upper bounds of the sync histogram, in seconds.
 const BUCKETS: [f64; 10] = [0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.2, 1.0];
@@ -29,11 +32,19 @@ pub(crate) fn init() {
 }
 
 /// What only the shell can measure.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Timings {
+    started: WallTime,
     syncs: [u64; BUCKETS.len() + 1],
     sync_seconds: f64,
     pub(crate) connections_shed: u64,
+}
+
+impl Default for Timings {
+    /// Nothing measured yet; the node begins to serve.
+    fn default() -> Self {
+        Self { started: clock::wall(), syncs: [0; BUCKETS.len() + 1], sync_seconds: 0.0, connections_shed: 0 }
+    }
 }
 
 impl Timings {
@@ -46,63 +57,71 @@ impl Timings {
     }
 }
 
-/// Prometheus text exposition.
-pub(crate) fn exposition(report: &Report, timings: &Timings) -> String {
+/// Prometheus text exposition, version 0.0.4. What has no number yet is explained all the same.
+pub(crate) fn exposition(report: &Report, timings: &Timings, now: WallTime) -> String {
     let mut text = String::new();
-    let mut last = "";
     for metric in &report.metrics {
-        if metric.name != last {
-            let kind = match metric.kind {
-                MetricKind::Counter => "counter",
-                MetricKind::Gauge => "gauge",
+        let kind = match metric.kind {
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge | MetricKind::Age => "gauge",
+        };
+        explain(&mut text, metric.name, metric.help, kind);
+        for (labels, value) in &metric.samples {
+            let value = match metric.kind {
+                MetricKind::Age => ((now.0 as f64 - value) / 1000.0).max(0.0),
+                MetricKind::Counter | MetricKind::Gauge => *value,
             };
-            push(
-                &mut text,
-                format_args!("# HELP {} {}\n# TYPE {} {kind}\n", metric.name, metric.help, metric.name),
-            );
-            last = metric.name;
-        }
-        match &metric.label {
-            Some((name, value)) => {
-                let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-                push(&mut text, format_args!("{}{{{name}=\"{value}\"}} {}\n", metric.name, metric.value));
-            }
-            None => push(&mut text, format_args!("{} {}\n", metric.name, metric.value)),
+            number(&mut text, metric.name, labels.iter().map(|(name, value)| (*name, value.as_str())), value);
         }
     }
-    push(
-        &mut text,
-        format_args!(
-            "# HELP swarmmq_connections_shed_total Connections closed because there were too many.\n\
-             # TYPE swarmmq_connections_shed_total counter\nswarmmq_connections_shed_total {}\n\
-             # HELP swarmmq_log_fsync_seconds Time to write and sync one batch.\n\
-             # TYPE swarmmq_log_fsync_seconds histogram\n",
-            timings.connections_shed
-        ),
+    let mut one = |name, help, kind, value| {
+        explain(&mut text, name, help, kind);
+        number(&mut text, name, [], value);
+    };
+    one(
+        "swarmmq_connections_shed_total",
+        "Connections closed because there were too many.",
+        "counter",
+        timings.connections_shed as f64,
     );
+    one(
+        "swarmmq_start_time_seconds",
+        "When this process began to serve, in seconds since 1970.",
+        "gauge",
+        timings.started.0 as f64 / 1000.0,
+    );
+    explain(&mut text, "swarmmq_log_fsync_seconds", "Time to write and sync one batch.", "histogram");
     let mut total = 0;
     for (bucket, count) in timings.syncs.iter().enumerate() {
         total += count;
-        match BUCKETS.get(bucket) {
-            Some(bound) => {
-                push(&mut text, format_args!("swarmmq_log_fsync_seconds_bucket{{le=\"{bound}\"}} {total}\n"))
-            }
-            None => {
-                push(&mut text, format_args!("swarmmq_log_fsync_seconds_bucket{{le=\"+Inf\"}} {total}\n"))
-            }
-        }
+        let bound = BUCKETS.get(bucket).map_or_else(|| "+Inf".to_owned(), f64::to_string);
+        number(&mut text, "swarmmq_log_fsync_seconds_bucket", [("le", bound.as_str())], total as f64);
     }
-    push(
-        &mut text,
-        format_args!(
-            "swarmmq_log_fsync_seconds_sum {}\nswarmmq_log_fsync_seconds_count {total}\n\
-             # HELP swarmmq_build_info What runs.\n# TYPE swarmmq_build_info gauge\n\
-             swarmmq_build_info{{version=\"{}\"}} 1\n",
-            timings.sync_seconds,
-            env!("CARGO_PKG_VERSION")
-        ),
-    );
+    number(&mut text, "swarmmq_log_fsync_seconds_sum", [], timings.sync_seconds);
+    number(&mut text, "swarmmq_log_fsync_seconds_count", [], total as f64);
+    explain(&mut text, "swarmmq_build_info", "What runs.", "gauge");
+    number(&mut text, "swarmmq_build_info", [("version", env!("CARGO_PKG_VERSION"))], 1.0);
     text
+}
+
+fn explain(text: &mut String, name: &str, help: &str, kind: &str) {
+    push(text, format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+}
+
+fn number<'a>(
+    text: &mut String,
+    name: &str,
+    labels: impl IntoIterator<Item = (&'a str, &'a str)>,
+    value: f64,
+) {
+    text.push_str(name);
+    let mut open = '{';
+    for (label, content) in labels {
+        let content = content.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        push(text, format_args!("{open}{label}=\"{content}\""));
+        open = ',';
+    }
+    push(text, format_args!("{} {value}\n", if open == ',' { "}" } else { "" }));
 }
 
 fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
@@ -114,34 +133,62 @@ mod tests {
     use super::*;
     use swarmmq_engine::node::Metric;
 
-    fn metric(label: Option<&str>, value: f64) -> Metric {
-        Metric {
-            name: "swarmmq_things_total",
-            help: "Things.",
-            kind: MetricKind::Counter,
-            label: label.map(|label| ("code", label.to_owned())),
-            value,
-        }
+    const NOW: WallTime = WallTime(10_000);
+
+    fn report(metrics: Vec<Metric>) -> Report {
+        Report { ready: true, reason: String::new(), problems: Vec::new(), metrics }
+    }
+
+    fn metric(kind: MetricKind, samples: &[(&[&'static str], f64)]) -> Metric {
+        let labelled = |values: &[&str]| {
+            ["a", "b"].into_iter().zip(values.iter().map(|value| (*value).to_owned())).collect()
+        };
+        let mut metric = Metric::new(kind, "swarmmq_things", "Things.");
+        metric.samples = samples.iter().map(|(labels, value)| (labelled(labels), *value)).collect();
+        metric
+    }
+
+    fn shown(metric: Metric) -> String {
+        let text = exposition(&report(vec![metric]), &Timings::default(), NOW);
+        text.split_once("# HELP swarmmq_connections_shed_total").unwrap().0.to_owned()
     }
 
     #[test]
     fn numbers_of_one_name_share_their_explanation_and_labels_are_escaped() {
-        let metrics = vec![metric(Some("a"), 1.0), metric(Some("b\"\\\n"), 2.5)];
-        let text = exposition(
-            &Report { ready: true, reason: String::new(), problems: Vec::new(), metrics },
-            &Timings::default(),
+        let metric = metric(MetricKind::Counter, &[(&[], 1e12), (&["x"], 1.0), (&["b\"\\\n", "y"], 2.5)]);
+        assert_eq!(
+            shown(metric),
+            "# HELP swarmmq_things Things.\n# TYPE swarmmq_things counter\n\
+             swarmmq_things 1000000000000\nswarmmq_things{a=\"x\"} 1\n\
+             swarmmq_things{a=\"b\\\"\\\\\\n\",b=\"y\"} 2.5\n"
         );
-        let expected = "# HELP swarmmq_things_total Things.\n# TYPE swarmmq_things_total counter\n\
-                        swarmmq_things_total{code=\"a\"} 1\nswarmmq_things_total{code=\"b\\\"\\\\\\n\"} 2.5\n";
-        assert!(text.starts_with(expected), "{text}");
+    }
+
+    #[test]
+    fn what_has_no_number_yet_is_explained_all_the_same() {
+        let expected = "# HELP swarmmq_things Things.\n# TYPE swarmmq_things gauge\n";
+        assert_eq!(shown(metric(MetricKind::Gauge, &[])), expected);
+    }
+
+    #[test]
+    fn an_age_counts_from_its_stamp_and_is_never_negative() {
+        let ages = [(&["x"][..], 8500.0), (&["ahead"], 11_000.0), (&["nothing"], f64::INFINITY)];
+        let text = shown(metric(MetricKind::Age, &ages));
+        for line in [
+            "# TYPE swarmmq_things gauge",
+            "swarmmq_things{a=\"x\"} 1.5",
+            "swarmmq_things{a=\"ahead\"} 0",
+            "swarmmq_things{a=\"nothing\"} 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+        }
     }
 
     #[test]
     fn the_sync_histogram_is_cumulative() {
         let mut timings = Timings::default();
         [50, 150, 150, 9_000_000].into_iter().for_each(|us| timings.synced(Duration::from_micros(us)));
-        let report = Report { ready: true, reason: String::new(), problems: Vec::new(), metrics: Vec::new() };
-        let text = exposition(&report, &timings);
+        let text = exposition(&report(Vec::new()), &timings, NOW);
         for line in [
             "bucket{le=\"0.0001\"} 1",
             "bucket{le=\"0.0002\"} 3",

@@ -11,7 +11,7 @@ use swarmmq_protocol::{
     error::Code,
     frame::{self, Answer, Deliver, LeaseLost, SettleAction, Settled, Subscribed, Unsubscribe},
     id::{Address, ConsumerId, GroupName},
-    session::consumer::{self, ConsumerConfig, Delivery, DeliveryId, SettleResolution, SettleResult},
+    session::consumer::{self, ConsumerConfig, Delivery, Handout, SettleResolution, SettleResult},
     time::Instant,
 };
 use swarmmq_seal::{ClientKeyring, Opener};
@@ -44,7 +44,7 @@ pub(crate) struct Subscription {
 /// A settlement to be made.
 pub(crate) struct Settlement {
     pub(crate) consumer: u64,
-    pub(crate) id: DeliveryId,
+    pub(crate) handout: Handout,
     pub(crate) action: SettleAction,
     pub(crate) reason: String,
     pub(crate) reply: SettleReply,
@@ -151,7 +151,7 @@ impl Consumers {
     }
 
     pub(super) fn settle(&mut self, settlement: Settlement) {
-        let Settlement { consumer, id, action, reason, reply } = settlement;
+        let Settlement { consumer, handout, action, reason, reply } = settlement;
         let Some(state) = self.states.get_mut(&consumer) else {
             // A consumer that is gone has given everything back.
             told(reply, Err(Error::LeaseLost));
@@ -160,7 +160,7 @@ impl Consumers {
         self.next_ticket += 1;
         let until = self.clock.now() + state.deadline;
         state.waiting.insert(self.next_ticket, (until, reply));
-        state.session.settle(id, action, reason, self.next_ticket);
+        state.session.settle(handout, action, reason, self.next_ticket);
     }
 
     /// A consumer gives back what it holds and leaves, or is gone soon.
@@ -336,8 +336,8 @@ fn open(
     let (view, _) = envelope::split_sealed(&delivery.sealed).expect("checked when the frame was read");
     let header = view.header();
     let id = header.message_id();
-    match opener.open(&delivery.sealed) {
-        Err(error) => Handed::Unopened { id, delivery: delivery.id, error },
+    match opener.open_from(address, delivery.id.shard, &delivery.sealed) {
+        Err(error) => Handed::Unopened { id, delivery: delivery.handout(), error },
         Ok(opened) => Handed::Message(Received {
             id,
             address: address.as_str().to_owned(),

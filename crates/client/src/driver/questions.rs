@@ -11,7 +11,7 @@ use swarmmq_protocol::{
     envelope,
     error::{Code, Outcome},
     frame::{self, Admin, Answer, Peek, Peeked, Resolve},
-    id::{Offset, ShardId},
+    id::Offset,
     time::Instant,
 };
 use swarmmq_seal::{ClientKeyring, Opener};
@@ -23,8 +23,8 @@ use crate::{Error, Seen};
 /// Where an answer goes.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
-/// What was seen in one look: messages, where to look next, whether there is nothing further.
-pub(crate) type Page = (Vec<Seen>, Offset, bool);
+/// What was seen in one look: messages, or why one cannot be shown; where to look next; whether there is nothing further.
+pub(crate) type Page = (Vec<Result<Seen, Error>>, Offset, bool);
 
 /// What can be asked.
 pub(crate) enum Question {
@@ -198,12 +198,12 @@ impl Questions {
 
     pub(super) fn peeked(&mut self, request: u64, peeked: Peeked) {
         let Some(Question::Peek(peek, reply)) = self.take(request) else { return };
-        let seen: Result<Vec<Seen>, Error> = peeked
+        let seen = peeked
             .items
             .into_iter()
-            .map(|item| self.see(peek.shard, item.offset, item.reason, &item.sealed))
+            .map(|item| self.see(&peek, item.offset, item.reason, &item.sealed))
             .collect();
-        told(reply, seen.map(|seen| (seen, peeked.next_offset, peeked.end)));
+        told(reply, Ok((seen, peeked.next_offset, peeked.end)));
     }
 
     pub(super) fn answered(&mut self, request: u64, answer: &Answer) {
@@ -219,7 +219,7 @@ impl Questions {
         self.asked.values().map(|asked| asked.until).min()
     }
 
-    fn see(&mut self, shard: ShardId, offset: Offset, reason: String, sealed: &Bytes) -> Result<Seen, Error> {
+    fn see(&mut self, peek: &Peek, offset: Offset, reason: String, sealed: &Bytes) -> Result<Seen, Error> {
         let (view, _) = envelope::split_sealed(sealed).map_err(|_| Error::Failed {
             code: Code::Malformed,
             message: "the node sent no message".into(),
@@ -227,7 +227,7 @@ impl Questions {
         let header = view.header();
         let opened = self
             .opener
-            .open(sealed)
+            .open_from(&peek.address, peek.shard, sealed)
             .map_err(|error| Error::Open { id: header.message_id().to_string(), error })?;
         Ok(Seen {
             id: header.message_id(),
@@ -235,7 +235,7 @@ impl Questions {
             key: opened.key,
             headers: opened.headers.into_iter().map(|header| (header.name, header.value)).collect(),
             body: opened.body,
-            shard,
+            shard: peek.shard,
             offset,
             published_at: header.published_at(),
             dead_reason: reason,

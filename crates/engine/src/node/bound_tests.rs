@@ -1,4 +1,4 @@
-//! Bounds: what is refused when, so that nothing is dropped in silence.
+//! Bounds: what is refused or comes back when, so that nothing is dropped in silence.
 
 use super::*;
 use swarmmq_protocol::limits::FORGET_AFTER;
@@ -43,4 +43,97 @@ fn what_nobody_comes_for_stops_growing_after_a_week_and_goes_on_when_somebody_co
     world.now.wall = world.now.wall.plus(Duration::from_secs(1));
     let ended = try_publish(&mut world, connection, 5);
     assert_eq!(ended, (Outcome::Ok, 0), "an idle group that owes nothing old stops nobody");
+}
+
+#[test]
+fn a_backlog_of_too_many_bytes_refuses_more_until_some_are_settled() {
+    let mut world = World::new();
+    let connection = world.connect();
+    let address = Address::parse("a").unwrap();
+    let settings = Settings { backlog_bytes_max: Some(200), ..Settings::default() };
+    let create = AdminRequest::AddressCreate { address, order: Order::Total, settings };
+    assert_eq!(world.ask(connection, &Frame::Admin(Admin(create))), Frame::Answer(Answer::ok()));
+    assert_eq!(try_publish(&mut world, connection, 1), (Outcome::Ok, 0));
+    assert_eq!(
+        try_publish(&mut world, connection, 2),
+        (Outcome::Ok, 0),
+        "the bound is where it stops, not before"
+    );
+    assert_eq!(try_publish(&mut world, connection, 3), (Outcome::Failed, Code::BacklogFull.number()));
+    world.ask(connection, &subscribe("a", "g", 1, 10, vec![]));
+    let items = world.deliveries(connection);
+    world.ask(connection, &settle(1, &items.iter().collect::<Vec<_>>(), SettleAction::Ack));
+    assert_eq!(try_publish(&mut world, connection, 4), (Outcome::Ok, 0));
+}
+
+#[test]
+fn a_dead_letter_that_is_given_up_again_comes_back() {
+    let mut world = World::new();
+    let connection = world.connect();
+    make(&mut world, connection, "a", Order::Total);
+    Sender::new(1).publish(&mut world, connection, "a", &[None], 10);
+    world.ask(connection, &subscribe("a", "g", 1, 10, vec![]));
+    let items = world.deliveries(connection);
+    world.ask(connection, &settle(1, &[&items[0]], SettleAction::DeadLetter));
+    world.ask(connection, &subscribe("a.dlq", "u", 2, 10, vec![]));
+    let letters = world.deliveries(connection);
+    assert_eq!(letters.len(), 1);
+    let given_up = world.ask(connection, &settle(2, &[&letters[0]], SettleAction::DeadLetter));
+    assert_eq!(fates(given_up), settled_ok(1));
+    world.pass(Duration::from_secs(3));
+    let again = world.deliveries(connection);
+    assert_eq!(
+        again.iter().map(|item| (item.offset, item.attempt.0)).collect::<Vec<_>>(),
+        [(letters[0].offset, 2)]
+    );
+}
+
+#[test]
+fn an_address_too_long_for_a_dead_letter_queue_keeps_what_is_given_up() {
+    let long = ["x".repeat(64), "y".repeat(64), "z".repeat(64), "w".repeat(60)].join(".");
+    let mut world = World::new();
+    let connection = world.connect();
+    make(&mut world, connection, &long, Order::Total);
+    Sender::new(1).publish(&mut world, connection, &long, &[None], 10);
+    world.ask(connection, &subscribe(&long, "g", 1, 10, vec![]));
+    let items = world.deliveries(connection);
+    world.ask(connection, &settle(1, &[&items[0]], SettleAction::DeadLetter));
+    world.pass(Duration::from_secs(3));
+    assert_eq!(world.deliveries(connection).len(), 1);
+    assert_eq!(depth(&world), 1);
+}
+
+#[test]
+fn the_time_stamped_into_entries_never_goes_back() {
+    let mut world = World::new();
+    let connection = world.connect();
+    make(&mut world, connection, "a", Order::Total);
+    let mut sender = Sender::new(1);
+    sender.publish(&mut world, connection, "a", &[None], 10);
+    let index = world.node.index_of(sender.shard("a", None, false)).unwrap();
+    let before = world.node.shards[index].state().time;
+    world.now.wall = WallTime(5);
+    sender.publish(&mut world, connection, "a", &[None], 10);
+    assert_eq!(world.node.shards[index].state().time, before);
+}
+
+#[test]
+fn a_copy_sent_while_the_original_waits_for_the_disk_waits_with_it() {
+    let mut world = World::new();
+    let connection = world.connect();
+    make(&mut world, connection, "a", Order::Total);
+    let mut sender = Sender::new(1);
+    sender.publish(&mut world, connection, "a", &[None], 10);
+    let shard = sender.shard("a", None, false);
+    world.hold_syncs = true;
+    let frame = sender.frame(shard, 1, sender.seal(shard, "a", None, 2, 10));
+    let (original, copy) = (world.send(connection, &frame), world.send(connection, &frame));
+    assert_eq!((world.answer(connection, original), world.answer(connection, copy)), (None, None));
+    world.hold_syncs = false;
+    world.run();
+    let runs = [original, copy].map(|request| {
+        let Some(Frame::Published(published)) = world.answer(connection, request) else { panic!() };
+        (published.runs[0].outcome, published.runs[0].duplicate)
+    });
+    assert_eq!(runs, [(Outcome::Ok, false), (Outcome::Ok, true)]);
 }

@@ -232,6 +232,10 @@ impl Node {
             self.fail(connection, request, Code::WrongShard, "no such shard");
             return;
         };
+        if self.is_learning() {
+            self.fail(connection, request, Code::NotLeader, "the node does not know everything yet");
+            return;
+        }
         if self.peeks.values().filter(|(_, peek)| peek.connection == connection).count() >= QUESTIONS_MAX {
             self.fail(connection, request, Code::Busy, "too many open questions on this connection");
             return;

@@ -78,6 +78,8 @@ pub(super) struct Operation {
     goal: Goal,
     outstanding: usize,
     count: u64,
+    /// Something was changed already.
+    committed: bool,
     refused: Option<(Fate, Code)>,
 }
 
@@ -165,7 +167,15 @@ impl Node {
         }
         state.operations += 1;
         let id = OperationId(self.number());
-        let operation = Operation { connection, request, goal, outstanding: 0, count: 0, refused: None };
+        let operation = Operation {
+            connection,
+            request,
+            goal,
+            outstanding: 0,
+            count: 0,
+            committed: false,
+            refused: None,
+        };
         self.operations.insert(id, operation);
         self.advance(now, id);
     }
@@ -174,12 +184,15 @@ impl Node {
         let Some(operation) = self.operations.get_mut(&id) else { return };
         operation.outstanding -= 1;
         match answer {
-            Answer::Committed(Outcome::Count(count)) => operation.count += count,
+            Answer::Committed(Outcome::Count(count)) => {
+                operation.count += count;
+                operation.committed = true;
+            }
             Answer::Committed(Outcome::Refused(code)) | Answer::Refused(code) => {
                 operation.refused = Some((Fate::Failed, code));
             }
             Answer::Unknown(code) => operation.refused = Some((Fate::Unknown, code)),
-            Answer::Committed(_) => {}
+            Answer::Committed(_) => operation.committed = true,
         }
         if operation.outstanding == 0 {
             self.advance(now, id);
@@ -192,7 +205,13 @@ impl Node {
             state.operations -= 1;
         }
         if let Some((outcome, code)) = operation.refused {
-            let reply = Reply { outcome, code: code.number(), message: "the shard refused it".into() };
+            // Done in part is not undone, and not done.
+            let (outcome, message) = if operation.committed {
+                (Fate::Unknown, "a shard refused it, others have done it")
+            } else {
+                (outcome, "the shard refused it")
+            };
+            let reply = Reply { outcome, code: code.number(), message: message.into() };
             self.send(operation.connection, operation.request, &reply);
             return;
         }

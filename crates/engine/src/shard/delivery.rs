@@ -444,6 +444,12 @@ impl Delivery {
             Settlement::Ack => Event::Settled { address, group, ranges: vec![(offset, 1)] },
             Settlement::Nack { delay, reason } => returned(Cause::Refused { delay: *delay }, reason),
             Settlement::Release => returned(Cause::Released, ""),
+            // Dead letters do not dead-letter again, nor does what has no room for the longer name: it comes back.
+            Settlement::DeadLetter { reason }
+                if address.is_dead_letter() || address.dead_letter().is_none() =>
+            {
+                returned(Cause::Refused { delay: None }, reason)
+            }
             Settlement::DeadLetter { reason } => {
                 Event::Buried { address, group, offset, reason: reason.clone() }
             }

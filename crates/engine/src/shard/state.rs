@@ -414,10 +414,10 @@ impl State {
         if !group.wants(offset) {
             return;
         }
+        let Some(dead_address) = address.dead_letter() else { return };
         group.dead_lettered += 1;
         let settings = queue.settings.clone();
         let order = queue.order;
-        let Some(dead_address) = address.dead_letter() else { return };
         self.queues
             .entry(dead_address.clone())
             .or_insert_with(|| Queue::new(dead_address.clone(), order, settings.for_dead_letters()));

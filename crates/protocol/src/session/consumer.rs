@@ -62,6 +62,16 @@ pub struct DeliveryId {
     pub offset: Offset,
 }
 
+/// One time that a message was handed to the application. If its lease is lost and it is handed out again, that is
+/// another time, and what is said of the first one does not count for the second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handout {
+    /// Which message.
+    pub id: DeliveryId,
+    /// Which delivery of it, when it was handed out.
+    pub attempt: Attempt,
+}
+
 /// A message for the application.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
@@ -73,6 +83,13 @@ pub struct Delivery {
     pub reason: String,
     /// As its producer sealed it.
     pub sealed: Bytes,
+}
+
+impl Delivery {
+    /// For its settlement.
+    pub fn handout(&self) -> Handout {
+        Handout { id: self.id, attempt: self.attempt }
+    }
 }
 
 /// How a settlement ended.
@@ -144,6 +161,8 @@ impl Stage {
 #[derive(Debug)]
 struct Message {
     attempt: Attempt,
+    /// The delivery that the application has or will get; later ones only renewed the lease.
+    handed_as: Attempt,
     term: Term,
     bytes: u64,
     expires_at: Instant,
@@ -290,9 +309,12 @@ impl Consumer {
     /// Settles a message that the application holds. The result comes with `ticket`.
     ///
     /// [`SettleAction::Extend`] is not for here: leases of held messages are extended by themselves.
-    pub fn settle(&mut self, id: DeliveryId, action: SettleAction, reason: String, ticket: u64) {
+    pub fn settle(&mut self, handout: Handout, action: SettleAction, reason: String, ticket: u64) {
+        let id = handout.id;
         match self.held.get_mut(&id) {
-            Some(message) if message.stage == Stage::WithApplication => {
+            Some(message)
+                if message.stage == Stage::WithApplication && message.handed_as == handout.attempt =>
+            {
                 message.stage = Stage::settling(ticket, action, reason);
                 self.queue.push_back(id);
             }
@@ -522,8 +544,17 @@ impl Consumer {
                     sealed: item.sealed,
                 });
             }
-            self.held
-                .insert(id, Message { attempt: item.attempt, term: item.term, bytes, expires_at, stage });
+            self.held.insert(
+                id,
+                Message {
+                    attempt: item.attempt,
+                    handed_as: item.attempt,
+                    term: item.term,
+                    bytes,
+                    expires_at,
+                    stage,
+                },
+            );
         }
     }
 

@@ -70,6 +70,12 @@ enum Out {
 struct Rig {
     session: Consumer,
     now: Instant,
+    /// Under which attempt the application was last given each message.
+    handed: BTreeMap<u64, Attempt>,
+}
+
+fn handout(offset: u64, attempt: Attempt) -> Handout {
+    Handout { id: DeliveryId { shard: S, offset: Offset(offset) }, attempt }
 }
 
 impl Rig {
@@ -86,7 +92,7 @@ impl Rig {
             extend: false,
         };
         change(&mut config);
-        Self { session: Consumer::new(config), now: Instant::from_millis(1000) }
+        Self { session: Consumer::new(config), now: Instant::from_millis(1000), handed: BTreeMap::new() }
     }
 
     fn new() -> Self {
@@ -120,7 +126,6 @@ impl Rig {
 
     /// The only place that touches the session's interface.
     fn step(&mut self, input: Input<'_>) -> Vec<Out> {
-        let id = |offset| DeliveryId { shard: S, offset: Offset(offset) };
         let mut out = Vec::new();
         match input {
             Input::Connect => self.session.connected(self.now),
@@ -137,11 +142,13 @@ impl Rig {
             Input::Take => {
                 while let Some(delivery) = self.session.next_delivery() {
                     assert_eq!(delivery.sealed, sealed(delivery.id.offset.0));
+                    self.handed.insert(delivery.id.offset.0, delivery.attempt);
                     out.push(Out::Handed(delivery.id.offset.0, delivery.attempt.0));
                 }
             }
             Input::Settle(offset, action, ticket) => {
-                self.session.settle(id(offset), action, String::new(), ticket);
+                let attempt = self.handed.get(&offset).copied().unwrap_or(Attempt(1));
+                self.session.settle(handout(offset, attempt), action, String::new(), ticket);
             }
             Input::Lose(offsets) => {
                 let held = |offset: &u64| Held { shard: S, offset: Offset(*offset), attempt: Attempt(1) };
@@ -385,8 +392,7 @@ fn settlements_at_hand_go_together_in_their_order_and_bounded() {
     rig.step(Input::Deliver(&items));
     rig.step(Input::Take);
     for (offset, ticket) in (0..count).rev().zip(0..) {
-        let id = DeliveryId { shard: S, offset: Offset(offset) };
-        rig.session.settle(id, Ack, String::new(), ticket);
+        rig.session.settle(handout(offset, Attempt(1)), Ack, String::new(), ticket);
     }
     let out = rig.step(Input::Wait(millis(0)));
     let [Out::Settle { items, .. }, Out::Settle { items: rest, .. }] = &out[..] else { panic!("{out:?}") };
@@ -407,10 +413,22 @@ fn what_the_application_does_not_hold_cannot_be_settled() {
 }
 
 #[test]
+fn what_is_said_of_a_lost_handout_does_not_count_for_the_next_one() {
+    let mut rig = Rig::holding(&[1]);
+    rig.step(Input::Lose(&[1]));
+    rig.step(Input::Deliver(&[(1, 2)]));
+    assert_eq!(rig.step(Input::Take), [Out::Handed(1, 2)]);
+    rig.session.settle(handout(1, Attempt(1)), SettleAction::Nack { delay: None }, String::new(), 70);
+    assert_eq!(rig.step(Input::Wait(millis(0))), [Out::Told(70, SettleResult::LeaseLost)]);
+    let settle = rig.step(Input::Settle(1, Ack, 71));
+    assert!(matches!(&settle[..], [Out::Settle { items, .. }] if items == &[(1, 5, 2, Ack)]), "{settle:?}");
+}
+
+#[test]
 fn a_settlement_that_may_succeed_later_is_tried_again_and_the_others_are_not() {
     for (outcome, code) in [(Failed, Code::NotLeader), (Unknown, Code::LogStopped)] {
         let mut rig = Rig::holding(&[1, 2]);
-        rig.session.settle(DeliveryId { shard: S, offset: Offset(1) }, Ack, String::new(), 70);
+        rig.session.settle(handout(1, Attempt(1)), Ack, String::new(), 70);
         let both = rig.step(Input::Settle(2, Ack, 71));
         let told = rig.step(Input::Fates(request(&both), &[(1, outcome, Some(code)), (1, Done, None)]));
         assert_eq!(told, [Out::Told(71, SettleResult::Done)]);

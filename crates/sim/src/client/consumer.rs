@@ -5,7 +5,7 @@ use swarmmq_protocol::{
     error::Code,
     frame::{Frame, SettleAction, StartAt},
     id::{Address, ConsumerId, GroupName},
-    session::consumer::{Consumer, ConsumerConfig, Delivery, DeliveryId, SettleResolution},
+    session::consumer::{Consumer, ConsumerConfig, Delivery, Handout, SettleResolution},
     time::Instant,
 };
 
@@ -122,9 +122,9 @@ impl ConsumerProcess {
     }
 
     /// The application is done with a message.
-    pub fn settle(&mut self, subscription: usize, id: DeliveryId, action: SettleAction, ticket: u64) {
+    pub fn settle(&mut self, subscription: usize, handout: Handout, action: SettleAction, ticket: u64) {
         let reason = if action == SettleAction::Ack { String::new() } else { "because".to_owned() };
-        self.subscriptions[subscription].session.settle(id, action, reason, ticket);
+        self.subscriptions[subscription].session.settle(handout, action, reason, ticket);
     }
 
     /// Ends of settlements that became known since the last call.

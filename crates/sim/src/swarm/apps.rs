@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use swarmmq_protocol::{
     frame::{SettleAction, StartAt},
-    id::{ConsumerId, GroupName},
+    id::{Address, ConsumerId, GroupName},
     limits::RECLAIM_WINDOW,
-    session::{consumer::DeliveryId, producer::SendResult},
+    session::{
+        consumer::{DeliveryId, Handout},
+        producer::SendResult,
+    },
 };
 
 use super::{Event, Phase, Swarm};
@@ -174,7 +177,8 @@ impl Swarm {
             .map_or(0, |state| state.boot);
         for (subscription, group, delivery) in deliveries {
             let id = delivery.id;
-            let opened = self.opener.open(&delivery.sealed).ok();
+            let address = self.address_of(group);
+            let opened = self.opener.open_from(&address, id.shard, &delivery.sealed).ok();
             let header = swarmmq_protocol::envelope::split_sealed(&delivery.sealed)
                 .map(|(sealed, _)| sealed.header().message_id());
             let Ok(message) = header else {
@@ -205,6 +209,13 @@ impl Swarm {
             let life = self.clients[client].life;
             self.after(pause, Event::Handled { client, life, subscription, id, given });
         }
+    }
+
+    /// Where `group` takes its messages from.
+    fn address_of(&self, group: usize) -> Address {
+        let group = &self.history.groups[group];
+        let address = &self.plan.addresses[group.address].address;
+        if group.dead { address.dead_letter().expect("a short name") } else { address.clone() }
     }
 
     /// Whether what arrives now from the node's life `boot` may have been given to others while it travelled.
@@ -264,7 +275,8 @@ impl Swarm {
         self.history.given[given].wish = Some((self.trace.steps(), wish));
         self.history.given[given].wished_at = self.at;
         if let Role::Consumer(consumer) = &mut self.clients[client].role {
-            consumer.settle(subscription, id, action, given as u64);
+            let handout = Handout { id, attempt: self.history.given[given].attempt };
+            consumer.settle(subscription, handout, action, given as u64);
         }
         self.pump(client);
     }
