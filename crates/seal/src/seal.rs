@@ -417,7 +417,7 @@ mod tests {
     #[test]
     fn a_message_handed_out_from_elsewhere_is_found_out() {
         let sealed = sealer().seal(&draft(&address("shop.orders"), 1, b"body")).unwrap();
-        let mut from =
+        let from =
             |name: &str, shard| opener().open_from(&address(name), ShardId(shard), &sealed).map(|_| ());
         assert_eq!(from("shop.orders", 3), Ok(()));
         assert_eq!(from("shop.orders.dlq", 3), Ok(()), "its dead letters are sealed as it was");
