@@ -1,10 +1,11 @@
 //! `cargo x`: the one door to everything that is run on this project besides `cargo` itself.
 //!
 //! `check` is what continuous integration runs and never writes; `fix` repairs what a machine can repair; `tidy` reads
-//! the tree and reports what the compiler does not; `sim` runs the simulator.
+//! the tree and reports what the compiler does not; `sim` runs the simulator; `bars` measures a node on this machine.
 
 #![expect(clippy::print_stdout, reason = "a command line tool answers on standard output")]
 
+mod bars;
 mod step;
 mod tidy;
 
@@ -24,6 +25,7 @@ commands:
   fix         formats, and applies the lints' own suggestions
   tidy        reads the tree: arrows, purity, sizes, map, links, decisions, wire numbers, words
   sim ARGS    runs the simulator in a release build, e.g. `cargo x sim --seeds 200`
+  bars ARGS   measures a release build on this machine against its bars; minutes, by hand
 ";
 
 fn main() -> ExitCode {
@@ -34,6 +36,11 @@ fn main() -> ExitCode {
         ["fix"] => step::run_all(step::FIX),
         ["tidy"] => step::tidy(),
         ["sim", rest @ ..] => step::simulate(rest),
+        ["bars", "--help" | "-h"] => {
+            print!("{}", bars::USAGE);
+            ExitCode::SUCCESS
+        }
+        ["bars", rest @ ..] => bars::run(rest),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             ExitCode::SUCCESS

@@ -78,7 +78,8 @@ pub(crate) fn simulate(arguments: &[&str]) -> ExitCode {
     cargo(&words)
 }
 
-fn cargo(words: &[&str]) -> ExitCode {
+/// Runs cargo in the project's root, and ends as it ends.
+pub(crate) fn cargo(words: &[&str]) -> ExitCode {
     // The cargo that runs us, so that a pinned or overridden toolchain stays the same all the way down.
     let program = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     match Command::new(program).args(words).current_dir(root()).status() {

@@ -94,6 +94,8 @@ enum Command {
 enum BenchCommand {
     /// From producers through the cluster to consumers
     E2e(bench::E2eArgs),
+    /// Many connections at once, most of them idle
+    Connections(bench::connections::ConnectionsArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -142,6 +144,7 @@ fn run(cli: &Cli) -> Outcomes<u8> {
         Command::Group(command) => wait(group::run(command, target, json)),
         Command::Status => wait(status::run(target, json)),
         Command::Bench(BenchCommand::E2e(args)) => bench::run(args, target, json),
+        Command::Bench(BenchCommand::Connections(args)) => bench::connections::run(args, target, json),
         Command::Keys(KeysCommand::Generate { out }) => keys::run(out, json),
         Command::Init { config } => node::refuse_keyring(target).and_then(|()| node::init(config, json)),
         Command::Node { config, own_session } => {

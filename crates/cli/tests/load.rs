@@ -1,4 +1,4 @@
-//! `bench e2e` as whoever measures meets it: what it prints, what it checks, and how it ends.
+//! `bench` as whoever measures meets it: what it prints, what it checks, and how it ends.
 
 mod cluster;
 
@@ -131,4 +131,31 @@ fn a_load_test_without_a_cluster_says_so() {
     let dev = Dev::up();
     ok(&dev.run(&["dev", "down"]));
     fails(&dev.run(&["bench", "e2e", "--duration", "1"]), 3, &["can be reached", "swarmmq dev up"]);
+}
+
+#[test]
+fn many_connections_are_opened_and_kept_and_leave_no_address_behind() {
+    let dev = Dev::up();
+    let words = ["bench", "connections", "--connections", "40", "--active", "8", "--duration", "1.5"];
+    let output = dev.run(&[&words[..], &["--json"]].concat());
+    ok(&output);
+    assert_eq!(lines(&output).len(), 1, "progress goes to standard error");
+    let report = last(&output);
+    let expected = [("opened", 40), ("refused", 0), ("active", 8), ("active_failed", 0), ("silent", 0)];
+    for (field, value) in expected {
+        assert_eq!(report[field], json!(value), "{field} in {report}");
+    }
+    assert!(
+        report["messages"].as_u64().unwrap() >= 8 && report["seconds"].as_f64().unwrap() >= 1.0,
+        "{report}"
+    );
+    assert!(report["latency_us"]["p99"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(errors(&output).contains("40 connections are open"), "{}", errors(&output));
+    assert_eq!(last(&dev.run(&["address", "ls", "--json"])), json!({"addresses": []}));
+    let text = String::from_utf8(dev.run(&words).stdout).unwrap();
+    assert!(text.contains("refused 0, active failed 0 of 8, silent in the end 0"), "{text}");
+    let too_many = ["bench", "connections", "--connections", "2", "--active", "3"];
+    fails(&dev.run(&too_many), 2, &["--active 3", "--connections"]);
+    ok(&dev.run(&["dev", "down"]));
+    fails(&dev.run(&["bench", "connections", "--connections", "2", "--active", "1"]), 3, &["swarmmq dev up"]);
 }

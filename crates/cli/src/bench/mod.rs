@@ -2,7 +2,9 @@
 //!
 //! Producers run on one thread and consumers on another, each with a connection of its own. They share counters for the
 //! progress line only; what was acknowledged and what was delivered is compared when everything has come to rest.
+//! `bench connections` is another load test, in a file of its own.
 
+pub(crate) mod connections;
 mod consume;
 mod plan;
 mod publish;
@@ -218,16 +220,12 @@ fn plan_of(args: &E2eArgs) -> Outcomes<Plan> {
             "the first bytes say which message it is",
         ));
     }
-    let mut random = [0; 10];
-    aws_lc_rs::rand::fill(&mut random).expect("the operating system gives random bytes");
-    let run = u16::from_be_bytes([random[8], random[9]]);
-    let name: String = random[..8].iter().map(|byte| format!("{byte:02x}")).collect();
     let (address, fresh): (Address, bool) = match &args.address {
         Some(given) => (address::sendable(given)?, false),
-        None => (address::address(&format!("bench.{name}"))?, true),
+        None => (fresh_address()?, true),
     };
     Ok(Plan {
-        run,
+        run: u16::from_be_bytes(random()),
         address,
         fresh,
         order: args.order,
@@ -239,6 +237,18 @@ fn plan_of(args: &E2eArgs) -> Outcomes<Plan> {
         in_flight: args.in_flight as usize,
         started: std::sync::OnceLock::new(),
     })
+}
+
+/// An address that nobody else uses.
+fn fresh_address() -> Outcomes<Address> {
+    let name: String = random::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
+    address::address(&format!("bench.{name}"))
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the operating system gives random bytes");
+    bytes
 }
 
 /// Runs the producers on this thread, then tells the consumers what they must have seen.

@@ -1,4 +1,5 @@
-//! One real node on loopback, used through the client library.
+//! One real node on loopback, used through the client library. Here, because the server's own tests must not reach the
+//! code that opens messages.
 
 use std::{
     net::TcpListener,
