@@ -263,7 +263,7 @@ mod tests {
             ),
             (
                 "crates/server/Cargo.toml",
-                "[dependencies]\nswarmmq-engine.workspace = true\n[dev-dependencies]\nswarmmq-client.workspace = true\n",
+                "[dependencies]\nswarmmq-engine.workspace = true\n[dev-dependencies]\ntempfile.workspace = true\n",
             ),
             (
                 "crates/client/Cargo.toml",
