@@ -1,13 +1,15 @@
-//! What travels: identities, limits, frames, the sealed message's clear header, and both ends of a session
+//! What travels: identities, limits, frames, packets, the sealed message's clear header, and both ends of a session
 //! as pure machines. No sockets, clocks, files or entropy in here.
 
 pub mod admin;
 pub mod codec;
+pub mod consensus;
 pub mod envelope;
 pub mod error;
 pub mod frame;
 pub mod id;
 pub mod limits;
 pub mod mac;
+pub mod packet;
 pub mod session;
 pub mod time;

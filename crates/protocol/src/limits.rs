@@ -28,6 +28,12 @@ pub const CIPHERTEXT_BYTES_MAX: usize = PLAINTEXT_BYTES_MAX + PLAINTEXT_FRAMING_
 pub const SEALED_BYTES_MAX: usize = HEADER_BYTES_MAX + CIPHERTEXT_BYTES_MAX + MAC_BYTES;
 /// Body of one frame, in bytes, after authentication.
 pub const FRAME_BYTES_MAX: usize = 4 << 20;
+/// Body of one packet between nodes, in bytes. It must hold a full publish frame with what consensus adds.
+pub const PACKET_BYTES_MAX: usize = 8 << 20;
+/// Links on the path of a packet. Clusters are small: who is further away than this is not reached in useful time.
+pub const HOPS_MAX: usize = 7;
+/// Voters of one shard, and learners of one shard, that a message between replicas may name.
+pub const REPLICAS_MAX: usize = 16;
 /// Bytes accepted on a connection before it has authenticated.
 pub const UNAUTHENTICATED_BYTES_MAX: usize = 8 << 10;
 /// Time a connection may take to authenticate.
@@ -75,4 +81,7 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 const _: () = assert!(SEALED_BYTES_MAX <= PUBLISH_BYTES_MAX);
 const _: () = assert!(PUBLISH_BYTES_MAX < FRAME_BYTES_MAX);
+const _: () = assert!(FRAME_BYTES_MAX < PACKET_BYTES_MAX);
+const _: () = assert!(HOPS_MAX < u8::MAX as usize);
+const _: () = assert!(REPLICAS_MAX <= u8::MAX as usize);
 const _: () = assert!(ADDRESS_BYTES_MAX <= u8::MAX as usize);
