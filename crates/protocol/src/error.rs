@@ -111,6 +111,12 @@ codes! {
     Busy = 26, "busy";
     /// Bytes on disk are damaged.
     Corrupt = 27, "corrupt";
+    /// The other node belongs to another cluster.
+    WrongCluster = 28, "wrong_cluster";
+    /// The node was removed from the cluster.
+    Removed = 29, "removed";
+    /// Two nodes with one number, or another node than the one that was dialled.
+    NodeConflict = 30, "node_conflict";
 }
 
 impl Code {
@@ -152,6 +158,7 @@ mod tests {
             assert_eq!(Code::from_number(code.number()), Some(*code));
         }
         assert_eq!(Code::from_number(0), None);
-        assert_eq!(Code::Corrupt.number(), 27);
+        assert_eq!(Code::NodeConflict.number(), 30);
+        assert_eq!(Code::from_number(31), None);
     }
 }

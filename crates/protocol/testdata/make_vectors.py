@@ -1,9 +1,10 @@
-"""Known answers for the handshake and for administration, from an implementation that shares no code with the product.
+"""Known answers for the handshake, for administration and for what travels between nodes, from an implementation that shares no code with the product.
 
 Follows docs/protocol.md; needs nothing but Python's standard library. It has no random input:
 
     python3 make_vectors.py handshake | diff handshake_v1.txt -
     python3 make_vectors.py admin | diff admin_v1.txt -
+    python3 make_vectors.py nodes | diff nodes_v1.txt -
 """
 
 import hashlib
@@ -85,4 +86,42 @@ def admin():
         print("A", label, frame(0x31, request, body).hex())
 
 
-{"handshake": handshake, "admin": admin}[sys.argv[1]]()
+def nodes():
+    def peer_hello(node, cluster, nonce):
+        known = b"\1" + cluster if cluster else b"\0"
+        listens = [name(f"10.0.0.{node}:{port}") for port in (7400, 7401, 7402, 7403)]
+        body = b"SWMP" + pack(">HHHQQB", 1, 1, node, 2, 9, 7) + known + b"".join(listens) + name("0.1.0")
+        return body + nonce
+
+    def message(step, body):
+        return pack(">IB", 1 + len(body), step) + body
+
+    secret, dial_nonce, accept_nonce = (bytes(range(start, start + 32)) for start in (0, 0x40, 0x80))
+    dialler, acceptor = peer_hello(1, None, dial_nonce), peer_hello(2, CLUSTER, accept_nonce)
+    h = hashlib.sha256(dialler + acceptor).digest()
+    accept_proof = hmac.new(secret, b"swarmmq/peer/accept/v1" + h, hashlib.sha256).digest()
+    dial_proof = hmac.new(secret, b"swarmmq/peer/dial/v1" + h, hashlib.sha256).digest()
+
+    heartbeat = pack(">BHQQQQ", 7, 0x004, 1, 2, 3, 4)
+    entries = pack(">I", 2) + pack(">QQBI", 6, 3, 1, 3) + b"one" + pack(">QQBI", 7, 3, 2, 0)
+    everything = pack(">BHQQQQQQQQQ", 1, 0x3FF, 1, 2, 3, 4, 5, 6, 7, 8, 9) + pack(">H", 3) + b"why" + entries
+    everything += pack(">QQ", 10, 11) + pack(">BQQB", 2, 1, 2, 1) + pack(">Q", 3)
+    batch = pack(">I", 2) + pack(">I", 7) + heartbeat + pack(">I", 0xFFFFFFFF) + everything
+    path = pack(">BHHH", 3, 1, 4, 2)
+    packet = pack(">BBB", 1, 1, 1) + path + batch
+
+    print("# Between nodes, in hex: a handshake (what is given, what follows, the messages with their lengths; node 1 joins, node 2 answers),")
+    print("# two consensus messages, the batch of both, and the packet that carries it from node 1 over 4 to 2, as node 4 sends it.")
+    print("# Made by make_vectors.py. Written once; never changed without a new version.")
+    for label, value in [
+        ("secret", secret), ("dial_nonce", dial_nonce), ("accept_nonce", accept_nonce), ("cluster", CLUSTER), ("h", h),
+        ("accept_proof", accept_proof), ("dial_proof", dial_proof),
+        ("Hello", message(1, dialler)), ("Accept", message(2, acceptor + accept_proof)),
+        ("Proof", message(3, dial_proof)), ("Ready", message(4, b"")),
+        ("Refused", message(5, pack(">H", 29) + text("node 1 was removed"))),
+        ("heartbeat", heartbeat), ("everything", everything), ("batch", batch), ("packet", pack(">I", len(packet)) + packet),
+    ]:
+        print(label, value.hex())
+
+
+{"handshake": handshake, "admin": admin, "nodes": nodes}[sys.argv[1]]()

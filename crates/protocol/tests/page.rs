@@ -197,6 +197,9 @@ fn the_page_lists_the_limits_that_are_kept() {
         ("until a silent producer is forgotten, milliseconds", millis(limits::FORGET_AFTER)),
         ("lease, milliseconds, unless set", millis(limits::LEASE)),
         ("lease with extensions, milliseconds", millis(limits::LEASE_TOTAL_MAX)),
+        ("body of a packet between nodes, bytes", limits::PACKET_BYTES_MAX as u64),
+        ("links on the path of a packet", limits::HOPS_MAX as u64),
+        ("voters, or learners, of a snapshot between replicas", limits::REPLICAS_MAX as u64),
     ];
     assert_eq!(listed, kept);
 }
@@ -204,7 +207,7 @@ fn the_page_lists_the_limits_that_are_kept() {
 #[test]
 fn the_page_names_every_file_of_vectors() {
     let linked: Vec<&str> = table("Vectors").into_iter().map(|row| row[1]).collect();
-    for file in ["frames_v1.txt", "handshake_v1.txt", "admin_v1.txt", "envelope_v1.toml"] {
+    for file in ["frames_v1.txt", "handshake_v1.txt", "admin_v1.txt", "nodes_v1.txt", "envelope_v1.toml"] {
         assert!(linked.iter().any(|link| link.contains(file)), "{file} is not linked");
     }
 }

@@ -2,4 +2,5 @@
 
 pub mod consumer;
 pub mod handshake;
+pub mod peer;
 pub mod producer;
