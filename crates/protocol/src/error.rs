@@ -117,6 +117,8 @@ codes! {
     Removed = 29, "removed";
     /// Two nodes with one number, or another node than the one that was dialled.
     NodeConflict = 30, "node_conflict";
+    /// The cluster has no node of this number.
+    NoSuchNode = 31, "no_such_node";
 }
 
 impl Code {
@@ -158,7 +160,7 @@ mod tests {
             assert_eq!(Code::from_number(code.number()), Some(*code));
         }
         assert_eq!(Code::from_number(0), None);
-        assert_eq!(Code::NodeConflict.number(), 30);
+        assert_eq!(Code::NoSuchNode.number(), 31);
         assert_eq!(Code::from_number(31), None);
     }
 }

@@ -88,7 +88,7 @@ def admin():
 
 def nodes():
     def peer_hello(node, cluster, nonce):
-        known = b"\1" + cluster if cluster else b"\0"
+        known = b"\1" + cluster + pack(">I", 16) if cluster else b"\0"
         listens = [name(f"10.0.0.{node}:{port}") for port in (7400, 7401, 7402, 7403)]
         body = b"SWMP" + pack(">HHHQQB", 1, 1, node, 2, 9, 7) + known + b"".join(listens) + name("0.1.0")
         return body + nonce

@@ -35,6 +35,7 @@ fn array(bytes: &Bytes) -> [u8; 32] {
 fn hellos(cluster: &Bytes) -> (PeerHello, PeerHello) {
     let hello = |node: u16, cluster| PeerHello {
         cluster,
+        shard_count: if cluster.is_some() { 16 } else { 0 },
         node: NodeId(node),
         incarnation: 2,
         boot: 9,

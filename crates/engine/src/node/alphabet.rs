@@ -3,6 +3,8 @@
 use bytes::{Bytes, BytesMut};
 use swarmmq_protocol::{
     id::{ClusterId, NodeId},
+    packet::Packet,
+    session::peer::PeerHello,
     time::{Instant, WallTime},
 };
 
@@ -21,6 +23,19 @@ pub struct Now {
     pub wall: WallTime,
 }
 
+/// Where a node listens, as host:port; empty where it does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// For clients.
+    pub client: String,
+    /// For other nodes.
+    pub peer: String,
+    /// For datagrams of other nodes.
+    pub gossip: String,
+    /// For people and probes.
+    pub admin: String,
+}
+
 /// Who this node is and what it may use. Fixed while it runs.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -30,6 +45,16 @@ pub struct Config {
     pub node: NodeId,
     /// Which life of its disk; drawn at random when the disk was first used.
     pub incarnation: u64,
+    /// Which start of its process on this disk.
+    pub boot: u64,
+    /// Its disk made the cluster: without a log its shards begin here, with this node as their only replica.
+    pub founder: bool,
+    /// Copies of each shard in a cluster that is made now: 1, 3 or 5.
+    pub replicas: u8,
+    /// What it does: [`PeerHello::INGRESS`], [`PeerHello::ROUTER`], [`PeerHello::STORE`], added up.
+    pub roles: u8,
+    /// Where it listens, for others to know.
+    pub addresses: Addresses,
     /// Data shards of the cluster; fixed when the cluster is made.
     pub shard_count: u32,
     /// Shared access token; clients prove that they know it.
@@ -106,6 +131,25 @@ pub enum Input {
         /// Bytes free for us.
         free_bytes: u64,
     },
+    /// A link to another node is up, in both directions.
+    PeerUp {
+        /// What it said of itself, and proved that it may.
+        hello: PeerHello,
+    },
+    /// A link is down.
+    PeerDown {
+        /// To whom.
+        node: NodeId,
+        /// Its process has ended: its host said so itself, by refusing a connection (safety rule 21).
+        gone: bool,
+    },
+    /// A packet arrived over a link.
+    Packet {
+        /// From which neighbour.
+        from: NodeId,
+        /// Whole.
+        packet: Packet,
+    },
     /// Stop taking work, tell clients to go away, finish what is under way.
     Drain,
     /// Time passed; [`super::Node::next_wake`] said when to come.
@@ -134,6 +178,10 @@ pub struct Effects {
     pub release: Vec<u32>,
     /// Encoded frames, appended to what the connection has not taken yet.
     pub sends: Vec<(ConnectionId, BytesMut)>,
+    /// Packets, each for the neighbour that is its next hop. Those of one class and one neighbour keep their order.
+    pub packets: Vec<(NodeId, Packet)>,
+    /// With whom links are wanted, and where they listen for nodes. Set when that changed.
+    pub peers: Option<Vec<(NodeId, String)>>,
     /// Connections to close after their pending bytes went out.
     pub closes: Vec<ConnectionId>,
     /// Draining is complete; the process may end.

@@ -137,3 +137,22 @@ fn a_copy_sent_while_the_original_waits_for_the_disk_waits_with_it() {
     });
     assert_eq!(runs, [(Outcome::Ok, false), (Outcome::Ok, true)]);
 }
+
+#[test]
+fn a_full_disk_refuses_publishes_and_goes_on_with_the_rest() {
+    let mut world = World::new();
+    let connection = world.connect();
+    make(&mut world, connection, "a", Order::Total);
+    let mut sender = Sender::new(1);
+    sender.publish(&mut world, connection, "a", &[None], 10);
+    world.node.handle(world.now, Input::DiskSpace { free_bytes: 10 });
+    let shard = sender.shard("a", None, false);
+    let frame = sender.frame(shard, 1, sender.seal(shard, "a", None, 2, 10));
+    let Frame::Published(refused) = world.ask(connection, &frame) else { panic!() };
+    assert_eq!((refused.runs[0].outcome, refused.runs[0].code), (Outcome::Failed, Code::DiskFull.number()));
+    world.ask(connection, &subscribe("a", "g", 1, 10, vec![]));
+    let items = world.deliveries(connection);
+    assert_eq!(fates(world.ask(connection, &settle(1, &[&items[0]], SettleAction::Ack))), settled_ok(1));
+    world.node.handle(world.now, Input::DiskSpace { free_bytes: 1 << 30 });
+    sender.publish(&mut world, connection, "a", &[None], 10);
+}

@@ -11,8 +11,8 @@ use swarmmq_protocol::{
     session::handshake::ServerHandshake,
 };
 
-use super::{ConnectionId, Node, Now, Waiting};
-use crate::shard::{Answer, Ticket, Work, delivery::SubscriberId, event::Event, state::Outcome};
+use super::{ConnectionId, Node, Now, ask::Purpose, letter::Question};
+use crate::shard::{Answer, delivery::SubscriberId, event::Event, state::Outcome};
 
 #[derive(Debug)]
 enum Stage {
@@ -36,6 +36,8 @@ pub(super) struct Connection {
     pub(super) publishing: Publishing,
     /// Questions under way that need more than one step.
     pub(super) operations: usize,
+    /// Looks at messages under way.
+    pub(super) looks: usize,
     pub(super) subscriptions: BTreeMap<u32, SubscriberId>,
 }
 
@@ -63,15 +65,15 @@ impl Node {
                 closing: false,
                 publishing: Publishing::default(),
                 operations: 0,
+                looks: 0,
                 subscriptions: BTreeMap::new(),
             },
         );
     }
 
-    pub(super) fn disconnected(&mut self, connection: ConnectionId) {
+    pub(super) fn disconnected(&mut self, now: Now, connection: ConnectionId) {
         let Some(gone) = self.connections.remove(&connection) else { return };
-        gone.subscriptions.into_values().for_each(|id| self.unsubscribe(id));
-        self.peeks.retain(|_, (_, peek)| peek.connection != connection);
+        gone.subscriptions.into_values().for_each(|id| self.unsubscribe(now, id));
     }
 
     /// Tells the peer what was wrong and closes.
@@ -107,8 +109,8 @@ impl Node {
     pub(super) fn plain(&mut self, connection: ConnectionId, request: u64, answer: &Answer) {
         let (outcome, code) = match answer {
             Answer::Committed(Outcome::Refused(code)) | Answer::Refused(code) => (Fate::Failed, Some(*code)),
-            Answer::Committed(_) => (Fate::Ok, None),
             Answer::Unknown(code) => (Fate::Unknown, Some(*code)),
+            _ => (Fate::Ok, None),
         };
         let message = code.map_or_else(String::new, |code| code.text().to_owned());
         self.send(connection, request, &Reply { outcome, code: code.map_or(0, Code::number), message });
@@ -189,13 +191,13 @@ impl Node {
             Frame::Unsubscribe(frame) => {
                 let state = self.connections.get_mut(&connection).expect("it sent this frame");
                 if let Some(id) = state.subscriptions.remove(&frame.subscription) {
-                    self.unsubscribe(id);
+                    self.unsubscribe(now, id);
                 }
                 self.send(connection, request, &Reply::ok());
             }
-            Frame::Credit(credit) => self.credit(connection, &credit),
+            Frame::Credit(credit) => self.credit(now, connection, &credit),
             Frame::Settle(settle) => self.settle(now, connection, request, &settle),
-            Frame::Peek(peek) => self.peek(connection, request, peek),
+            Frame::Peek(peek) => self.peek(now, connection, request, peek),
             Frame::Admin(admin) => self.admin(now, connection, request, admin.0),
             Frame::Ping(_) => self.send(connection, request, &Pong),
             Frame::Pong(_) => {}
@@ -231,11 +233,7 @@ impl Node {
             self.fail(connection, request, Code::WrongShard, "no such shard");
             return;
         };
-        let ticket: Ticket = self.ticket(Waiting::Plain { connection, request });
-        let mut work = Work::default();
-        self.shards[index].propose(event, Some(ticket), &mut work);
-        self.dirty[index] = true;
-        self.carry(now, index, work);
+        self.ask(now, index, Question::Propose(event.clone()), Purpose::Plain { connection, request });
     }
 }
 

@@ -1,111 +1,321 @@
-//! Consuming: deliveries on their way out, settlements on their way in, and looking without leasing.
+//! Consuming, where the consumers are: subscriptions fed by the leaders of their shards, credit shared out among them,
+//! settlements on their way to whoever leads.
+//!
+//! When a leader is lost, what its consumers hold is claimed again at the next one before anything is delivered there
+//! anew; the consumers notice nothing but leases that could not be kept.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
+use bytes::Bytes;
 use swarmmq_protocol::{
     error::{Code, Outcome as Fate},
     frame::{
-        Credit, DeliverHeader, DeliverWriter, Held, LeaseLost, Peek, Peeked, PeekedItem, Settle,
-        SettleAction, Settled, SettledRun,
+        Answer as Reply, Body, Credit, DeliverHeader, DeliverWriter, Held, LeaseLost, Peek, Peeked, Settle,
+        SettleAction, SettleItem, Settled, SettledRun, Subscribe, Subscribed,
     },
-    id::{Address, Attempt, GroupName, Offset},
+    id::{Address, Attempt, ConsumerId, GroupName, NodeId, Offset, ShardId, Term},
     limits::BATCH_MESSAGES_MAX,
 };
 
-use super::{ConnectionId, Node, Now, QUESTIONS_MAX, Waiting};
-use crate::shard::{
-    Answer, Work,
-    delivery::{Delivered, Expired, Settlement, SubscriberId},
-    event::Start,
-    state::Outcome,
+use super::{
+    ConnectionId, Node, Now, QUESTIONS_MAX,
+    ask::Purpose,
+    letter::{Parcel, Question, held_of},
 };
+use crate::shard::{Answer, delivery::SubscriberId};
 
 /// Bytes of one deliver frame after which a new one begins.
 const DELIVER_FRAME_BYTES: usize = 1 << 20;
 
-/// One subscription: whose, and where it is fed from.
+/// Where a subscription gets the messages of one shard from.
+#[derive(Debug, Default)]
+struct Feed {
+    /// Who feeds it, in which reign; `None`: nobody now.
+    from: Option<(NodeId, Term)>,
+    /// The question under way that asks to be fed.
+    joining: Option<u64>,
+}
+
+/// What one leader may still send, as far as it was told.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    messages: i64,
+    bytes: i64,
+}
+
+/// One subscription of one connection.
 #[derive(Debug)]
 pub(super) struct Subscriber {
     pub(super) connection: ConnectionId,
     /// As its connection numbers it.
-    pub(super) number: u32,
-    pub(super) address: Address,
-    pub(super) group: GroupName,
-    pub(super) shards: Vec<usize>,
+    number: u32,
+    consumer: ConsumerId,
+    address: Address,
+    group: GroupName,
+    feeds: BTreeMap<usize, Feed>,
+    /// What the client was sent and has not settled, and what waits here for room.
+    held: BTreeMap<(usize, u64), Attempt>,
+    /// What came before the client had room for it: with more leaders than credit, each may send one.
+    parked: VecDeque<(usize, Term, Parcel)>,
+    /// What the client can take.
+    room: Share,
+    shares: BTreeMap<NodeId, Share>,
+    /// The request to answer when all feeds are joined for the first time, and what was lost until then.
+    opening: Option<(u64, Vec<(ShardId, Offset)>)>,
 }
 
 /// One settle frame that waits for its shards.
 #[derive(Debug)]
-pub(super) struct PendingSettle {
+pub(super) struct PendingFrame {
     connection: ConnectionId,
     request: u64,
+    subscriber: SubscriberId,
+    items: Vec<(usize, Offset, Attempt, bool)>,
     results: Vec<(Fate, Option<Code>)>,
     outstanding: usize,
 }
 
-/// A look that waits for bytes from disk.
-#[derive(Debug)]
-pub(super) struct PendingPeek {
-    pub(super) connection: ConnectionId,
-    pub(super) request: u64,
-    pub(super) frame: Peek,
-}
-
 impl Node {
-    /// Writes deliveries into their connections' output, each subscription's in one frame.
-    pub(super) fn deliver(&mut self, index: usize, mut delivered: Vec<Delivered>) {
-        let shard = self.shards[index].id();
-        let term = self.shards[index].term();
-        delivered.sort_by_key(|delivery| delivery.subscriber);
-        for deliveries in delivered.chunk_by(|a, b| a.subscriber == b.subscriber) {
-            let Some(subscriber) = self.subscribers.get(&deliveries[0].subscriber) else { continue };
-            let Some(connection) = self.connections.get_mut(&subscriber.connection) else { continue };
-            self.talking.insert(subscriber.connection);
-            self.counters.delivered += deliveries.len() as u64;
-            let mut writer = DeliverWriter::begin(&mut connection.out, subscriber.number);
-            for delivery in deliveries {
-                if delivery.attempt > Attempt(1) {
-                    self.counters.redelivered += 1;
-                }
-                if writer.is_full(delivery.sealed.len(), DELIVER_FRAME_BYTES) {
-                    writer.finish();
-                    writer = DeliverWriter::begin(&mut connection.out, subscriber.number);
-                }
-                let header = DeliverHeader {
-                    shard,
-                    offset: delivery.offset,
-                    term,
-                    attempt: delivery.attempt,
-                    lease: delivery.lease,
-                    reason: &delivery.reason,
-                };
-                writer.push(&header, &delivery.sealed);
+    /// Everything that the subscription needs exists: its shards are asked to feed it.
+    pub(super) fn open_feeds(&mut self, now: Now, connection: ConnectionId, request: u64, frame: &Subscribe) {
+        if !self.connections.get(&connection).is_some_and(super::connection::Connection::is_ready) {
+            return;
+        }
+        if self.subscription(connection, frame.subscription).is_some() {
+            // Two subscriptions under one number were asked for at once; this one came second.
+            self.fail(connection, request, Code::Exists, "this subscription number is in use");
+            return;
+        }
+        let Some(entry) = self.cluster_shard().state().catalog.addresses.get(&frame.address) else {
+            self.fail(connection, request, Code::NoSuchAddress, "the address was removed meanwhile");
+            return;
+        };
+        let shards = self.shards_of(&frame.address, entry.order);
+        let known: Vec<ShardId> = shards.iter().map(|index| self.shards[*index].id()).collect();
+        let foreign = frame.held.iter().filter(|held| !known.contains(&held.shard));
+        let lost = foreign.map(|held| (held.shard, held.offset)).collect();
+        let mut held = BTreeMap::new();
+        for (position, index) in shards.iter().enumerate() {
+            for (offset, attempt) in held_of(&frame.held, known[position]) {
+                held.insert((*index, offset.0), attempt);
             }
-            writer.finish();
+        }
+        let id = SubscriberId(self.number());
+        let subscriber = Subscriber {
+            connection,
+            number: frame.subscription,
+            consumer: frame.consumer,
+            address: frame.address.clone(),
+            group: frame.group.clone(),
+            feeds: shards.iter().map(|index| (*index, Feed::default())).collect(),
+            held,
+            parked: VecDeque::new(),
+            room: Share {
+                messages: i64::from(frame.credit_messages),
+                bytes: i64::try_from(frame.credit_bytes).unwrap_or(i64::MAX),
+            },
+            shares: BTreeMap::new(),
+            opening: Some((request, lost)),
+        };
+        self.subscribers.insert(id, subscriber);
+        let state = self.connections.get_mut(&connection).expect("looked at above");
+        state.subscriptions.insert(frame.subscription, id);
+        for index in shards {
+            self.join(now, id, index);
         }
     }
 
-    /// Tells consumers which leases ran out, so that they do not go on for nothing.
-    pub(super) fn tell_expired(&mut self, index: usize, mut expired: Vec<Expired>) {
-        let shard = self.shards[index].id();
-        self.counters.expired += expired.len() as u64;
-        expired.sort_by_key(|lease| lease.subscriber);
-        for leases in expired.chunk_by(|a, b| a.subscriber == b.subscriber) {
-            let Some(subscriber) = self.subscribers.get(&leases[0].subscriber) else { continue };
-            let (connection, subscription) = (subscriber.connection, subscriber.number);
-            for leases in leases.chunks(BATCH_MESSAGES_MAX) {
-                let held = |lease: &Expired| Held { shard, offset: lease.offset, attempt: lease.attempt };
-                let items = leases.iter().map(held).collect();
-                self.send(connection, 0, &LeaseLost { subscription, items });
+    fn join(&mut self, now: Now, id: SubscriberId, index: usize) {
+        let Some(subscriber) = self.subscribers.get_mut(&id) else { return };
+        let Some(feed) = subscriber.feeds.get_mut(&index) else { return };
+        feed.from = None;
+        if feed.joining.is_some() {
+            return;
+        }
+        let held = subscriber.held.range((index, 0)..=(index, u64::MAX));
+        let question = Question::Join {
+            subscriber: id.0,
+            consumer: subscriber.consumer,
+            address: subscriber.address.clone(),
+            group: subscriber.group.clone(),
+            credit_messages: 0,
+            credit_bytes: 0,
+            held: held.map(|((_, offset), attempt)| (Offset(*offset), *attempt)).collect(),
+        };
+        // Answered at once, perhaps, where this node leads: the feed has to know of its question before.
+        let upcoming = self.next_number + 1;
+        let feed = self.subscribers.get_mut(&id).and_then(|subscriber| subscriber.feeds.get_mut(&index));
+        feed.expect("found above").joining = Some(upcoming);
+        let number = self.ask(now, index, question, Purpose::Join { subscriber: id, index });
+        debug_assert_eq!(number, upcoming);
+    }
+
+    /// A leader feeds the subscription from now on, or nobody does.
+    pub(super) fn joined(&mut self, now: Now, id: SubscriberId, index: usize, from: NodeId, answer: Answer) {
+        let Some(subscriber) = self.subscribers.get_mut(&id) else {
+            if matches!(answer, Answer::Joined { .. }) {
+                self.tell(now, from, index, Question::Leave { subscriber: id.0 });
             }
+            return;
+        };
+        let shard = self.shards[index].id();
+        let feed = subscriber.feeds.get_mut(&index).expect("a subscription's shards do not change");
+        feed.joining = None;
+        let (term, lost) = match answer {
+            Answer::Joined { term, lost } => (term, lost),
+            Answer::Committed(_) | Answer::Settled(_) | Answer::Found(_) => return,
+            Answer::Refused(code) | Answer::Unknown(code) => {
+                if let Some((request, _)) = subscriber.opening.take() {
+                    let connection = subscriber.connection;
+                    let number = subscriber.number;
+                    self.unsubscribe(now, id);
+                    if let Some(state) = self.connections.get_mut(&connection) {
+                        state.subscriptions.remove(&number);
+                    }
+                    self.fail(connection, request, code, "a shard of the address does not serve now");
+                } else {
+                    self.join(now, id, index);
+                }
+                return;
+            }
+        };
+        if self.leaders[index].is_some_and(|(known, node)| known > term && node != from) {
+            self.join(now, id, index);
+            return;
+        }
+        let feed = subscriber.feeds.get_mut(&index).expect("found above");
+        feed.from = Some((from, term));
+        subscriber.shares.entry(from).or_default();
+        for offset in &lost {
+            subscriber.held.remove(&(index, offset.0));
+            subscriber.parked.retain(|(of, _, parcel)| *of != index || parcel.offset != *offset);
+        }
+        let complete = subscriber.feeds.values().all(|feed| feed.from.is_some());
+        match &mut subscriber.opening {
+            Some((_, all)) => {
+                all.extend(lost.into_iter().map(|offset| (shard, offset)));
+                if complete {
+                    self.opened(id);
+                }
+            }
+            None if !lost.is_empty() => {
+                let (connection, subscription) = (subscriber.connection, subscriber.number);
+                for lost in lost.chunks(BATCH_MESSAGES_MAX) {
+                    let held = |offset: &Offset| Held { shard, offset: *offset, attempt: Attempt(0) };
+                    let items = lost.iter().map(held).collect();
+                    self.send(connection, 0, &LeaseLost { subscription, items });
+                }
+            }
+            None => {}
+        }
+        self.share(now, id);
+    }
+
+    fn opened(&mut self, id: SubscriberId) {
+        let subscriber = self.subscribers.get_mut(&id).expect("the caller looked it up");
+        let Some((request, lost)) = subscriber.opening.take() else { return };
+        let connection = subscriber.connection;
+        let terms = subscriber.feeds.iter().filter_map(|(index, feed)| Some((*index, feed.from?.1)));
+        let terms = terms.collect::<Vec<_>>();
+        let shards = terms.into_iter().map(|(index, term)| (self.shards[index].id(), term)).collect();
+        self.send(connection, request, &Subscribed { shards, lost });
+    }
+
+    /// Who leads the shard at `index` changed: subscriptions that were fed from there are fed from the next one.
+    pub(super) fn feeds_follow(&mut self, now: Now, index: usize) {
+        let leader = self.leaders[index];
+        let stale = |subscriber: &Subscriber| {
+            subscriber.feeds.get(&index).is_some_and(|feed| match feed.from {
+                Some((node, term)) => leader != Some((term, node)),
+                None => feed.joining.is_none(),
+            })
+        };
+        let ids: Vec<SubscriberId> =
+            self.subscribers.iter().filter(|(_, subscriber)| stale(subscriber)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.join(now, id, index);
         }
     }
 
-    pub(super) fn credit(&mut self, connection: ConnectionId, frame: &Credit) {
+    /// `node` cannot be reached: it feeds nobody, and what it might still have sent will not come.
+    pub(super) fn feeds_lost(&mut self, now: Now, node: NodeId) {
+        let mut open = Vec::new();
+        for (id, subscriber) in &mut self.subscribers {
+            subscriber.shares.remove(&node);
+            for (index, feed) in &mut subscriber.feeds {
+                if feed.from.is_some_and(|(from, _)| from == node) {
+                    open.push((*id, *index));
+                }
+            }
+        }
+        for (id, index) in open {
+            self.join(now, id, index);
+            self.share(now, id);
+        }
+    }
+
+    /// Shares what the client can take among the leaders that feed it, evenly, and at least one message each.
+    fn share(&mut self, now: Now, id: SubscriberId) {
+        let Some(subscriber) = self.subscribers.get_mut(&id) else { return };
+        let mut nodes: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for (index, feed) in &subscriber.feeds {
+            if let Some((node, _)) = feed.from {
+                nodes.entry(node).or_insert(*index);
+            }
+        }
+        let (room, count) = (subscriber.room, nodes.len() as i64);
+        if room.messages <= 0 || room.bytes <= 0 {
+            return;
+        }
+        let target = Share {
+            messages: (room.messages / count.max(1)).max(1),
+            bytes: (room.bytes / count.max(1)).max(1),
+        };
+        let mut grants = Vec::new();
+        for (node, index) in nodes {
+            let share = subscriber.shares.entry(node).or_default();
+            let messages = (target.messages - share.messages).clamp(0, i64::from(u32::MAX)) as u32;
+            let bytes = (target.bytes - share.bytes).max(0) as u64;
+            if messages > 0 || (bytes > 0 && share.bytes <= 0) {
+                share.messages += i64::from(messages);
+                share.bytes += bytes as i64;
+                grants.push((node, index, messages, bytes));
+            }
+        }
+        for (node, index, messages, bytes) in grants {
+            self.tell(now, node, index, Question::Credit { subscriber: id.0, messages, bytes });
+        }
+    }
+
+    pub(super) fn credit(&mut self, now: Now, connection: ConnectionId, frame: &Credit) {
+        use swarmmq_protocol::limits::{CREDIT_BYTES_MAX, CREDIT_MESSAGES_MAX};
         let Some(id) = self.subscription(connection, frame.subscription) else { return };
-        self.credits.grant(id, frame.messages, frame.bytes);
-        for shard in self.subscribers[&id].shards.clone() {
-            self.dirty[shard] = true;
+        let Some(subscriber) = self.subscribers.get_mut(&id) else { return };
+        let room = &mut subscriber.room;
+        room.messages = (room.messages + i64::from(frame.messages)).min(i64::from(CREDIT_MESSAGES_MAX));
+        let bytes = i64::try_from(frame.bytes).unwrap_or(i64::MAX);
+        room.bytes = room.bytes.saturating_add(bytes).min(CREDIT_BYTES_MAX as i64);
+        self.unpark(id);
+        self.share(now, id);
+    }
+
+    fn unpark(&mut self, id: SubscriberId) {
+        let Some(subscriber) = self.subscribers.get_mut(&id) else { return };
+        let mut ready: Vec<(usize, Term, Parcel)> = Vec::new();
+        while subscriber.room.messages > 0
+            && subscriber.room.bytes > 0
+            && let Some((index, term, parcel)) = subscriber.parked.pop_front()
+        {
+            subscriber.room.messages -= 1;
+            subscriber.room.bytes -= parcel.sealed.len() as i64;
+            ready.push((index, term, parcel));
+        }
+        for parcels in ready.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
+            let (index, term) = (parcels[0].0, parcels[0].1);
+            self.send_parcels(id, index, term, parcels.iter().map(|(_, _, parcel)| parcel));
         }
     }
 
@@ -113,105 +323,167 @@ impl Node {
         self.connections.get(&connection)?.subscriptions.get(&number).copied()
     }
 
-    /// Judges a settle frame item by item. Acknowledgements of one shard become one event.
+    /// Messages from a leader, for a consumer of this node.
+    pub(super) fn hand_out(
+        &mut self,
+        id: SubscriberId,
+        index: usize,
+        from: NodeId,
+        term: Term,
+        parcels: Vec<Parcel>,
+    ) {
+        let Some(subscriber) = self.subscribers.get_mut(&id) else { return };
+        if subscriber.feeds.get(&index).is_none_or(|feed| feed.from != Some((from, term))) {
+            return;
+        }
+        let bytes: i64 = parcels.iter().map(|parcel| parcel.sealed.len() as i64).sum();
+        let share = subscriber.shares.entry(from).or_default();
+        share.messages -= parcels.len() as i64;
+        share.bytes -= bytes;
+        for parcel in &parcels {
+            subscriber.held.insert((index, parcel.offset.0), parcel.attempt);
+        }
+        let fits = subscriber.parked.is_empty() && subscriber.room.messages >= parcels.len() as i64;
+        if fits {
+            subscriber.room.messages -= parcels.len() as i64;
+            subscriber.room.bytes -= bytes;
+            self.send_parcels(id, index, term, parcels.iter());
+        } else {
+            subscriber.parked.extend(parcels.into_iter().map(|parcel| (index, term, parcel)));
+            self.unpark(id);
+        }
+    }
+
+    fn send_parcels<'a>(
+        &mut self,
+        id: SubscriberId,
+        index: usize,
+        term: Term,
+        parcels: impl Iterator<Item = &'a Parcel>,
+    ) {
+        let subscriber = &self.subscribers[&id];
+        let Some(connection) = self.connections.get_mut(&subscriber.connection) else { return };
+        self.talking.insert(subscriber.connection);
+        let shard = self.shards[index].id();
+        let mut writer = DeliverWriter::begin(&mut connection.out, subscriber.number);
+        for parcel in parcels {
+            if writer.is_full(parcel.sealed.len(), DELIVER_FRAME_BYTES) {
+                writer.finish();
+                writer = DeliverWriter::begin(&mut connection.out, subscriber.number);
+            }
+            let header = DeliverHeader {
+                shard,
+                offset: parcel.offset,
+                term,
+                attempt: parcel.attempt,
+                lease: Duration::from_millis(u64::from(parcel.lease_millis)),
+                reason: &parcel.reason,
+            };
+            writer.push(&header, &parcel.sealed);
+        }
+        writer.finish();
+    }
+
+    /// Leases of a consumer of this node ran out.
+    pub(super) fn leases_gone(&mut self, id: SubscriberId, index: usize, items: &[(Offset, Attempt)]) {
+        let Some(subscriber) = self.subscribers.get_mut(&id) else { return };
+        let shard = self.shards[index].id();
+        let mut told = Vec::new();
+        for (offset, attempt) in items {
+            if subscriber.held.get(&(index, offset.0)) == Some(attempt) {
+                subscriber.held.remove(&(index, offset.0));
+            }
+            let parked = subscriber.parked.len();
+            subscriber.parked.retain(|(of, _, parcel)| {
+                *of != index || parcel.offset != *offset || parcel.attempt != *attempt
+            });
+            if subscriber.parked.len() == parked {
+                told.push(Held { shard, offset: *offset, attempt: *attempt });
+            }
+        }
+        let (connection, subscription) = (subscriber.connection, subscriber.number);
+        for items in told.chunks(BATCH_MESSAGES_MAX) {
+            self.send(connection, 0, &LeaseLost { subscription, items: items.to_vec() });
+        }
+    }
+
+    /// Sends each item of a settle frame to the leader of its shard.
     pub(super) fn settle(&mut self, now: Now, connection: ConnectionId, request: u64, frame: &Settle) {
         let count = frame.items.len();
-        let all = |fate, code| vec![(fate, Some(code)); count];
-        if let Some(code) = self.stopped.is_some().then_some(Code::LogStopped) {
-            self.answer_settle(connection, request, &all(Fate::Failed, code));
-            return;
-        }
         let Some(id) = self.subscription(connection, frame.subscription) else {
-            self.answer_settle(connection, request, &all(Fate::Failed, Code::LeaseLost));
+            self.answer_settle(connection, request, &vec![(Fate::Failed, Some(Code::LeaseLost)); count]);
             return;
         };
-        let number = self.number();
-        let mut pending =
-            PendingSettle { connection, request, results: vec![(Fate::Ok, None); count], outstanding: 0 };
-        let mut acks: BTreeMap<usize, Vec<(Offset, u16)>> = BTreeMap::new();
-        for (position, item) in frame.items.iter().enumerate() {
-            let lost = (Fate::Failed, Some(Code::LeaseLost));
-            let Some(index) = self.index_of(item.shard) else {
-                pending.results[position] = lost;
-                continue;
-            };
-            if item.term != self.shards[index].term() {
-                pending.results[position] = lost;
-                continue;
-            }
-            let settlement = match &item.action {
-                SettleAction::Ack => {
-                    match self.shards[index].check_ack(now, id, item.offset, item.attempt) {
-                        Ok(()) => acks.entry(index).or_default().push((item.offset, position as u16)),
-                        Err(_) => pending.results[position] = lost,
-                    }
-                    continue;
-                }
-                SettleAction::Nack { delay } => {
-                    Settlement::Nack { delay: *delay, reason: item.reason.to_string() }
-                }
-                SettleAction::Extend { duration } => Settlement::Extend(*duration),
-                SettleAction::DeadLetter => Settlement::DeadLetter { reason: item.reason.to_string() },
-                SettleAction::Release => Settlement::Release,
-            };
-            let ticket = self.ticket(Waiting::Settle { settlement: number, items: vec![position as u16] });
-            match self.shards[index].settle(now, id, item.offset, item.attempt, &settlement, ticket) {
-                Ok(true) => {
-                    self.waiting.remove(&ticket);
-                    self.dirty[index] = true;
-                }
-                Ok(false) => {
-                    pending.outstanding += 1;
-                    self.dirty[index] = true;
-                }
-                Err(_) => {
-                    self.waiting.remove(&ticket);
-                    pending.results[position] = lost;
-                }
-            }
-        }
-        let (address, group) = {
-            let subscriber = &self.subscribers[&id];
-            (subscriber.address.clone(), subscriber.group.clone())
+        let subscriber = &self.subscribers[&id];
+        let mut pending = PendingFrame {
+            connection,
+            request,
+            subscriber: id,
+            items: Vec::with_capacity(count),
+            results: vec![(Fate::Failed, Some(Code::LeaseLost)); count],
+            outstanding: 0,
         };
-        for (index, mut offsets) in acks {
-            offsets.sort_unstable();
-            let items = offsets.iter().map(|(_, position)| *position).collect();
-            let ticket = self.ticket(Waiting::Settle { settlement: number, items });
-            let ranges = to_ranges(offsets.iter().map(|(offset, _)| *offset));
-            self.shards[index].settle_ranges(&address, &group, ranges, ticket);
-            if self.shards[index].settles_early() {
-                self.waiting.remove(&ticket);
-            } else {
-                pending.outstanding += 1;
+        let mut lists: BTreeMap<usize, (NodeId, Vec<SettleItem>, Vec<u16>)> = BTreeMap::new();
+        for (position, item) in frame.items.iter().enumerate() {
+            let index = self.index_of(item.shard).unwrap_or(usize::MAX);
+            let ends = !matches!(item.action, SettleAction::Extend { .. });
+            pending.items.push((index, item.offset, item.attempt, ends));
+            let Some(feed) = subscriber.feeds.get(&index) else { continue };
+            if !subscriber.held.contains_key(&(index, item.offset.0))
+                && !self.config.bugs.has(super::bug::Bug::AckWithoutLease)
+            {
+                continue;
             }
-            self.dirty[index] = true;
+            let Some((node, term)) = feed.from else {
+                // Nobody leads now; what is held will be claimed again.
+                pending.results[position] = (Fate::Failed, Some(Code::NotLeader));
+                continue;
+            };
+            let (_, items, positions) = lists.entry(index).or_insert_with(|| (node, Vec::new(), Vec::new()));
+            // The lease was claimed again in this reign, whatever reign the consumer has it from.
+            items.push(SettleItem { term, ..item.clone() });
+            positions.push(position as u16);
         }
-        if pending.outstanding == 0 {
-            self.answer_settle(connection, request, &pending.results);
-        } else {
-            self.settlements.insert(number, pending);
+        let number = self.number();
+        pending.outstanding = lists.len();
+        self.settlements.insert(number, pending);
+        for (index, (_, items, positions)) in lists {
+            let question = Question::Settle { subscriber: id.0, items };
+            self.ask(now, index, question, Purpose::Settle { settlement: number, items: positions });
         }
+        self.finish_settle(number);
     }
 
     pub(super) fn settled(&mut self, settlement: u64, items: &[u16], answer: &Answer) {
         let Some(pending) = self.settlements.get_mut(&settlement) else { return };
-        let fate = match answer {
-            Answer::Committed(Outcome::Refused(code)) | Answer::Refused(code) => (Fate::Failed, Some(*code)),
-            Answer::Committed(_) => (Fate::Ok, None),
-            Answer::Unknown(code) => (Fate::Unknown, Some(*code)),
-        };
-        if fate.0 == Fate::Ok {
-            self.counters.settled += items.len() as u64;
-        }
-        for item in items {
-            pending.results[usize::from(*item)] = fate;
+        for (position, item) in items.iter().enumerate() {
+            pending.results[usize::from(*item)] = match answer {
+                Answer::Settled(results) => {
+                    results.get(position).copied().unwrap_or((Fate::Unknown, Some(Code::Malformed)))
+                }
+                Answer::Refused(code) => (Fate::Failed, Some(*code)),
+                Answer::Unknown(code) => (Fate::Unknown, Some(*code)),
+                _ => (Fate::Unknown, Some(Code::Malformed)),
+            };
         }
         pending.outstanding -= 1;
-        if pending.outstanding == 0 {
-            let done = self.settlements.remove(&settlement).expect("found above");
-            self.answer_settle(done.connection, done.request, &done.results);
+        self.finish_settle(settlement);
+    }
+
+    fn finish_settle(&mut self, settlement: u64) {
+        if self.settlements.get(&settlement).is_none_or(|pending| pending.outstanding > 0) {
+            return;
         }
+        let done = self.settlements.remove(&settlement).expect("looked at above");
+        if let Some(subscriber) = self.subscribers.get_mut(&done.subscriber) {
+            for ((index, offset, attempt, ends), (fate, code)) in done.items.iter().zip(&done.results) {
+                let over = (*fate == Fate::Ok && *ends) || *code == Some(Code::LeaseLost);
+                if over && subscriber.held.get(&(*index, offset.0)) == Some(attempt) {
+                    subscriber.held.remove(&(*index, offset.0));
+                }
+            }
+        }
+        self.answer_settle(done.connection, done.request, &done.results);
     }
 
     fn answer_settle(&mut self, connection: ConnectionId, request: u64, results: &[(Fate, Option<Code>)]) {
@@ -226,105 +498,69 @@ impl Node {
         self.send(connection, request, &Settled { runs });
     }
 
-    /// Looks at messages without leasing them. Waits for the disk where bytes are not at hand.
-    pub(super) fn peek(&mut self, connection: ConnectionId, request: u64, frame: Peek) {
+    /// Ends a subscription; its leases stay until settled, re-claimed or run out. What never reached the client is
+    /// given back at once.
+    pub(super) fn unsubscribe(&mut self, now: Now, id: SubscriberId) {
+        let Some(subscriber) = self.subscribers.remove(&id) else { return };
+        let mut back: BTreeMap<usize, Vec<SettleItem>> = BTreeMap::new();
+        for (index, term, parcel) in subscriber.parked {
+            back.entry(index).or_default().push(SettleItem {
+                shard: self.shards[index].id(),
+                offset: parcel.offset,
+                term,
+                attempt: parcel.attempt,
+                action: SettleAction::Release,
+                reason: String::new(),
+            });
+        }
+        for (index, feed) in subscriber.feeds {
+            let Some((node, _)) = feed.from else { continue };
+            if let Some(items) = back.remove(&index) {
+                self.tell(now, node, index, Question::Settle { subscriber: id.0, items });
+            }
+        }
+        for node in subscriber.shares.into_keys() {
+            self.tell(now, node, 0, Question::Leave { subscriber: id.0 });
+        }
+    }
+
+    /// Looks at messages without leasing them, wherever they are.
+    pub(super) fn peek(&mut self, now: Now, connection: ConnectionId, request: u64, frame: Peek) {
         let Some(index) = self.index_of(frame.shard) else {
             self.fail(connection, request, Code::WrongShard, "no such shard");
             return;
         };
-        if self.is_learning() {
-            self.fail(connection, request, Code::NotLeader, "the node does not know everything yet");
-            return;
-        }
-        if self.peeks.values().filter(|(_, peek)| peek.connection == connection).count() >= QUESTIONS_MAX {
+        let Some(state) = self.connections.get_mut(&connection) else { return };
+        if state.looks >= QUESTIONS_MAX {
             self.fail(connection, request, Code::Busy, "too many open questions on this connection");
             return;
         }
-        let next_offset = self.shards[index].state().next_offset;
-        let mut items = Vec::new();
-        let mut bytes = 0;
-        let mut next = frame.from_offset.0;
-        let mut end = true;
-        let mut work = Work::default();
-        let mut failed = None;
-        let found: Vec<_> = {
-            let Some(queue) = self.shards[index].state().queues.get(&frame.address) else {
-                let peeked = Peeked { next_offset: Offset(next), end: true, items };
-                self.send(connection, request, &peeked);
-                return;
-            };
-            let from = next.max(
-                queue
-                    .start_offset(frame.start.map_or(Start::Oldest, super::operation::start_of), next_offset),
-            );
-            let limit = usize::from(frame.messages_max.clamp(1, 1024)) + 1;
-            let messages = queue.messages.range(from..).take(limit);
-            messages
-                .map(|(offset, message)| {
-                    (*offset, message.place, message.length, message.crc, message.dead_reason())
-                })
-                .collect()
-        };
-        for (offset, place, length, crc, reason) in found {
-            let full = items.len() == usize::from(frame.messages_max.clamp(1, 1024))
-                || (bytes > 0 && bytes + length > frame.bytes_max.min(2 << 20));
-            if full {
-                end = false;
-                break;
-            }
-            match self.shards[index].peek(place, length, crc, &mut work) {
-                Some(Ok(sealed)) => {
-                    bytes += length;
-                    next = offset + 1;
-                    items.push(PeekedItem { offset: Offset(offset), reason, sealed });
-                }
-                Some(Err(code)) => {
-                    failed = Some(code);
-                    break;
-                }
-                None if items.is_empty() => {
-                    let number = self.number();
-                    self.peeks.insert(number, (index, PendingPeek { connection, request, frame }));
-                    self.carry(Now::default(), index, work);
-                    return;
-                }
-                None => {
-                    end = false;
-                    break;
-                }
-            }
-        }
-        self.carry(Now::default(), index, work);
-        match failed {
-            Some(code) => self.fail(connection, request, code, "the message is damaged on disk"),
-            None => self.send(connection, request, &Peeked { next_offset: Offset(next), end, items }),
-        }
+        state.looks += 1;
+        self.ask(now, index, Question::Peek(frame), Purpose::Peek { connection, request });
     }
 
-    /// Bytes arrived for a shard, or cannot be read: looks that waited for them are tried again, or end.
-    pub(super) fn peek_again(&mut self, shard: usize, readable: bool) {
-        let waiting: Vec<u64> =
-            self.peeks.iter().filter(|(_, (index, _))| *index == shard).map(|(number, _)| *number).collect();
-        for number in waiting {
-            let (_, pending) = self.peeks.remove(&number).expect("listed above");
-            if readable {
-                self.peek(pending.connection, pending.request, pending.frame);
-            } else {
-                self.fail(pending.connection, pending.request, Code::LogStopped, "the log cannot be read");
+    pub(super) fn peeked(&mut self, connection: ConnectionId, request: u64, answer: Answer) {
+        let Some(state) = self.connections.get_mut(&connection) else { return };
+        state.looks -= 1;
+        match answer {
+            Answer::Found(body) => match read_peeked(body) {
+                Some(peeked) => self.send(connection, request, &peeked),
+                None => self.fail(connection, request, Code::Malformed, "the leader's answer makes no sense"),
+            },
+            Answer::Refused(code) => self.fail(connection, request, code, code.text()),
+            _ => {
+                let code = Code::NotLeader;
+                let reply =
+                    Reply { outcome: Fate::Unknown, code: code.number(), message: code.text().to_owned() };
+                self.send(connection, request, &reply);
             }
         }
     }
 }
 
-/// Sorted offsets as first offset and count.
-fn to_ranges(offsets: impl Iterator<Item = Offset>) -> Vec<(Offset, u32)> {
-    let mut ranges: Vec<(Offset, u32)> = Vec::new();
-    for offset in offsets {
-        match ranges.last_mut() {
-            Some((first, count)) if first.0 + u64::from(*count) == offset.0 => *count += 1,
-            Some((first, count)) if offset.0 < first.0 + u64::from(*count) => {}
-            _ => ranges.push((offset, 1)),
-        }
-    }
-    ranges
+fn read_peeked(body: Bytes) -> Option<Peeked> {
+    let mut reader = swarmmq_protocol::codec::Reader::new(body);
+    let peeked = Peeked::read(&mut reader).ok()?;
+    reader.end().ok()?;
+    Some(peeked)
 }

@@ -2,14 +2,19 @@
 //!
 //! This file is the composer: it carries frames to the room that answers them, questions to shards, their answers back,
 //! and gathers what all shards want written into one batch. Which room decides what:
-//! `connection` who may talk, `publish` and `consume` the two hot paths, `operation` what needs several steps,
-//! `space` which segments can go.
+//! `connection` who may talk, `publish` and `consume` the two hot paths where clients are, `ask` whom to ask, `lead` what
+//! a leader answers, `peer` other nodes, `operation` what needs several steps, `space` which segments can go.
 
 mod alphabet;
+mod ask;
 pub mod bug;
 mod connection;
 mod consume;
+mod lead;
+mod letter;
+mod look;
 mod operation;
+mod peer;
 mod publish;
 mod report;
 mod restore;
@@ -23,20 +28,24 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use swarmmq_protocol::{
     error::Code,
-    id::{Address, Offset, ShardId},
+    id::{Address, NodeId, Offset, ShardId, Term},
+    packet::Packet,
     time::Instant,
 };
 
 pub use self::{
-    alphabet::{Config, ConnectionId, Effects, Input, Now, ReadRequest},
+    alphabet::{Addresses, Config, ConnectionId, Effects, Input, Now, ReadRequest},
     report::{Metric, MetricKind, Report},
     restore::{Restore, RestoreError},
 };
 use self::{
+    ask::{Asked, Asker},
     bug::Bug,
     connection::Connection,
     consume::Subscriber,
+    lead::{Attendee, Attending},
     operation::{Operation, OperationId},
+    peer::Peers,
     report::Counters,
     space::{Cleaning, SNAPSHOT_INTERVAL_BYTES, Space},
 };
@@ -57,22 +66,10 @@ const MOVES_MAX: usize = 64;
 /// Who waits for a shard's answer.
 #[derive(Debug)]
 enum Waiting {
-    Publish {
-        connection: ConnectionId,
-        request: u64,
-        count: u16,
-        bytes: u64,
-    },
-    Settle {
-        settlement: u64,
-        items: Vec<u16>,
-    },
-    Operation(OperationId),
-    /// A plain yes or no.
-    Plain {
-        connection: ConnectionId,
-        request: u64,
-    },
+    /// Another node, or this one.
+    Reply(Asker),
+    /// Part of a list of settlements.
+    Settle { settlement: u64, items: Vec<u16> },
 }
 
 /// Why bytes are being read.
@@ -80,6 +77,7 @@ enum Waiting {
 enum Reading {
     Shard { shard: usize, place: Position },
     Move { shard: usize, address: Address, offset: Offset, place: Position },
+    Fetch { fetch: u64, item: usize },
 }
 
 /// What becomes true when a batch is on stable storage.
@@ -106,13 +104,28 @@ pub struct Node {
     connections: BTreeMap<ConnectionId, Connection>,
     /// Connections with bytes to send.
     talking: BTreeSet<ConnectionId>,
+    /// Consumers connected here.
     subscribers: BTreeMap<SubscriberId, Subscriber>,
+    settlements: BTreeMap<u64, consume::PendingFrame>,
+    operations: BTreeMap<OperationId, Operation>,
+    /// Operations that wait until this node knows the cluster's facts up to an index.
+    catching_up: Vec<(OperationId, u64)>,
+    /// Questions under way, to whoever leads.
+    asked: BTreeMap<u64, Asked>,
+    next_ask_look: Instant,
+    /// Who leads each shard, as far as known: a hint.
+    leaders: Vec<Option<(Term, NodeId)>>,
+    /// Consumers of all nodes that are fed from here.
+    attendees: BTreeMap<SubscriberId, Attendee>,
+    attending: Attending,
     credits: Credits,
     waiting: BTreeMap<Ticket, Waiting>,
-    settlements: BTreeMap<u64, consume::PendingSettle>,
-    operations: BTreeMap<OperationId, Operation>,
+    judging: BTreeMap<u64, lead::PendingSettle>,
     readings: BTreeMap<u64, Reading>,
-    peeks: BTreeMap<u64, (usize, consume::PendingPeek)>,
+    peeks: BTreeMap<u64, (usize, lead::PendingPeek)>,
+    peers: Peers,
+    relayed: Vec<(NodeId, Packet)>,
+    peers_changed: Option<Vec<(NodeId, String)>>,
     reads: Vec<ReadRequest>,
     promises: Promises,
     in_flight: Option<(u64, Promises)>,
@@ -141,7 +154,7 @@ impl Config {
 
     /// This node's name in consensus groups: its number and the life of its disk (safety rule 14).
     pub(crate) fn replica(&self) -> u64 {
-        u64::from(self.node.0) << 48 | self.incarnation & 0xffff_ffff_ffff
+        crate::shard::member::replica_of(self.node, self.incarnation)
     }
 }
 
@@ -156,16 +169,26 @@ impl Node {
         Self {
             dirty: vec![true; shards.len()],
             wakes: vec![None; shards.len()],
+            leaders: vec![None; shards.len()],
             config,
             writer,
             shards,
             connections: BTreeMap::new(),
             talking: BTreeSet::new(),
             subscribers: BTreeMap::new(),
-            credits: Credits::default(),
-            waiting: BTreeMap::new(),
             settlements: BTreeMap::new(),
             operations: BTreeMap::new(),
+            catching_up: Vec::new(),
+            asked: BTreeMap::new(),
+            next_ask_look: now.monotonic,
+            attendees: BTreeMap::new(),
+            attending: Attending::new(),
+            credits: Credits::default(),
+            waiting: BTreeMap::new(),
+            judging: BTreeMap::new(),
+            peers: Peers::default(),
+            relayed: Vec::new(),
+            peers_changed: None,
             readings: BTreeMap::new(),
             peeks: BTreeMap::new(),
             reads: Vec::new(),
@@ -191,11 +214,14 @@ impl Node {
             Input::Connected { connection, nonce } => self.connected(now, connection, nonce),
             Input::Frame { connection, header, body } => self.frame(now, connection, header, body),
             Input::Malformed { connection, error } => self.malformed(connection, &error),
-            Input::Disconnected { connection } => self.disconnected(connection),
+            Input::Disconnected { connection } => self.disconnected(now, connection),
             Input::Synced { batch } => self.synced(now, batch),
             Input::DiskFailed { what } => self.disk_failed(now, &what),
             Input::Read { ticket, result } => self.read(now, ticket, result),
             Input::DiskSpace { free_bytes } => self.free_bytes = free_bytes,
+            Input::PeerUp { hello } => self.peer_up(now, hello),
+            Input::PeerDown { node, gone } => self.peer_down(now, node, gone),
+            Input::Packet { from, packet } => self.packet(now, from, packet),
             Input::Drain => self.drain(),
             Input::Woken => {}
         }
@@ -218,6 +244,11 @@ impl Node {
                 self.dirty[shard] = true;
             }
         }
+        self.give_up_asking(now);
+        self.steer(now);
+        if self.draining {
+            self.hand_over_all();
+        }
         for _ in 0..ROUNDS_MAX {
             if !self.dirty.contains(&true) {
                 break;
@@ -228,6 +259,7 @@ impl Node {
                 }
             }
         }
+        self.announce(now);
         if self.stopped.is_none() {
             self.clean(now, out);
             self.write(now, out);
@@ -241,13 +273,15 @@ impl Node {
             }
             if connection.closing {
                 out.closes.push(id);
-                self.disconnected(id);
+                self.disconnected(now, id);
             }
         }
+        self.pack(out);
         out.drained = self.draining
             && (self.stopped.is_some()
                 || (self.drain_snapshots
                     && self.waiting.is_empty()
+                    && !self.leads_shared()
                     && self.in_flight.is_none()
                     && self.writer.buffered_bytes() == 0));
     }
@@ -259,14 +293,20 @@ impl Node {
         }
         let watermark = (self.in_flight.is_none() && self.writer.watermark_lags())
             .then_some(self.last_write + WATERMARK_PAUSE);
-        self.wakes.iter().copied().chain([watermark]).flatten().min()
+        let others = [watermark, self.asking_wake(), self.peers_wake()];
+        self.wakes.iter().copied().chain(others).flatten().min()
     }
 
     fn flush_shard(&mut self, now: Now, index: usize) {
         let mut work = Work::default();
         self.shards[index].flush(now, &mut self.writer, &mut self.credits, &mut work);
         self.wakes[index] = self.shards[index].next_wake();
+        self.gather(now, index, &mut work);
         self.carry(now, index, work);
+        if index + 1 == self.shards.len() {
+            self.found(now);
+            self.go_on(now);
+        }
     }
 
     /// Carries what a shard wants done to where it is done.
@@ -274,7 +314,7 @@ impl Node {
         self.promises.rounds.extend(work.rounds.into_iter().map(|round| (index, round)));
         for (place, length) in work.reads {
             let length = self.writer.readable(place, length);
-            self.ask(Reading::Shard { shard: index, place }, place, length);
+            self.ask_disk(Reading::Shard { shard: index, place }, place, length);
         }
         for (ticket, answer) in work.answers {
             self.answered(now, ticket, answer);
@@ -293,7 +333,7 @@ impl Node {
         }
     }
 
-    fn ask(&mut self, reading: Reading, position: Position, length: u32) {
+    fn ask_disk(&mut self, reading: Reading, position: Position, length: u32) {
         let ticket = self.number();
         self.readings.insert(ticket, reading);
         self.reads.push(ReadRequest { ticket, position, length });
@@ -324,13 +364,10 @@ impl Node {
 
     fn answered(&mut self, now: Now, ticket: Ticket, answer: Answer) {
         match self.waiting.remove(&ticket) {
-            None => {}
-            Some(Waiting::Publish { connection, request, count, bytes }) => {
-                self.published(connection, request, count, bytes, &answer);
-            }
-            Some(Waiting::Settle { settlement, items }) => self.settled(settlement, &items, &answer),
-            Some(Waiting::Operation(id)) => self.operation_answered(now, id, answer),
-            Some(Waiting::Plain { connection, request }) => self.plain(connection, request, &answer),
+            // Asked from here, under the question's own number.
+            None => self.replied(now, ticket.0, self.config.node, answer),
+            Some(Waiting::Reply(asker)) => self.reply(now, asker, answer),
+            Some(Waiting::Settle { settlement, items }) => self.judged(now, settlement, &items, &answer),
         }
     }
 
@@ -376,12 +413,13 @@ impl Node {
         let mut work = Work::default();
         match self.readings.remove(&ticket) {
             None => {}
+            Some(Reading::Fetch { fetch, item }) => self.fetched(fetch, item, result),
             Some(Reading::Shard { shard, place }) => {
                 let readable = result.is_ok();
                 self.shards[shard].read(place, result, &mut work);
                 self.dirty[shard] = true;
                 self.carry(now, shard, work);
-                self.peek_again(shard, readable);
+                self.show_again(now, shard, readable);
             }
             Some(Reading::Move { shard, address, offset, place: from }) => {
                 self.moves_outstanding -= 1;
@@ -488,7 +526,7 @@ impl Node {
             }
             self.moves_outstanding += 1;
             self.counters.moved += 1;
-            self.ask(Reading::Move { shard, address, offset, place }, place, length);
+            self.ask_disk(Reading::Move { shard, address, offset, place }, place, length);
         }
     }
 
@@ -520,9 +558,10 @@ impl Node {
         }
     }
 
-    /// Whether a shard has not applied yet what it must know. What it does not know is then no proof of absence.
+    /// Whether this node does not know the cluster's facts yet. What it does not know is then no proof of absence.
     fn is_learning(&self) -> bool {
-        self.shards.iter().any(|shard| !shard.is_serving() && shard.stopped().is_none())
+        let cluster = self.cluster_shard();
+        !cluster.is_current() && cluster.stopped().is_none()
     }
 
     /// Whether the disk has too little space for publishes; the rest is for settlements.

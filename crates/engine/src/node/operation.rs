@@ -4,19 +4,19 @@
 //! An operation is a goal. Each time its questions are answered it looks again at what is missing, asks for that, and
 //! ends when nothing is. So it can be repeated at any point, by this node or by the next.
 
+use bytes::Bytes;
 use swarmmq_protocol::{
     admin::{self, AdminAnswer, AdminRequest, Order},
     error::{Code, Outcome as Fate},
-    frame::{AdminReply, Answer as Reply, Resolve, Resolved, StartAt, Subscribe, Subscribed},
-    id::{Address, Attempt, GroupName, Offset, ProducerEpoch, ProducerName, ShardId},
+    frame::{AdminReply, Answer as Reply, Resolve, Resolved, StartAt, Subscribe},
+    id::{Address, GroupName, ProducerEpoch, ProducerName},
     limits::LEASE_TOTAL_MAX,
     mac,
 };
 
-use super::{ConnectionId, Node, Now, QUESTIONS_MAX, Waiting, consume::Subscriber};
+use super::{ConnectionId, Node, Now, QUESTIONS_MAX, ask::Purpose, letter::Question};
 use crate::shard::{
-    Answer, Work,
-    delivery::{Joining, SubscriberId},
+    Answer,
     event::{CatalogEvent, Event, Settings, Start},
     state::Outcome,
 };
@@ -32,7 +32,17 @@ pub(super) struct OperationId(pub(super) u64);
 #[derive(Clone, Debug)]
 enum Goal {
     Resolve(Resolve),
-    Subscribe(Subscribe),
+    Subscribe {
+        frame: Subscribe,
+        /// Queue and group exist in every shard of the address.
+        prepared: bool,
+    },
+    /// What is there, without changing it.
+    Look {
+        question: AdminRequest,
+        stage: u8,
+        views: Vec<Bytes>,
+    },
     Create {
         address: Address,
         order: Order,
@@ -42,7 +52,7 @@ enum Goal {
     Change {
         address: Address,
         settings: Settings,
-        told: bool,
+        stage: u8,
     },
     /// The shards forget first, the catalog last.
     Remove {
@@ -81,12 +91,22 @@ pub(super) struct Operation {
     /// Something was changed already.
     committed: bool,
     refused: Option<(Fate, Code)>,
+    /// The cluster's own shard was asked: what it has changed has to be known here before going on.
+    asked_cluster: bool,
+    /// It was asked how far its log goes.
+    marking: bool,
+    /// This node knew the cluster's facts as of some time after the operation began.
+    fresh: bool,
 }
 
 /// What an operation does next.
 enum Step {
-    /// Ask these questions and wait.
+    /// Propose these events and wait.
     Ask(Vec<(usize, Event)>),
+    /// Ask these questions and wait.
+    Question(Vec<(usize, Question)>),
+    /// Learn first what the cluster knows.
+    Mark,
     Done,
     Fail(Code, &'static str),
 }
@@ -106,7 +126,7 @@ impl Node {
             self.fail(connection, request, Code::Exists, "this subscription number is in use");
             return;
         }
-        self.begin(now, connection, request, Goal::Subscribe(frame));
+        self.begin(now, connection, request, Goal::Subscribe { frame, prepared: false });
     }
 
     pub(super) fn admin(&mut self, now: Now, connection: ConnectionId, request: u64, frame: AdminRequest) {
@@ -128,7 +148,7 @@ impl Node {
                     self.fail(connection, request, Code::NoSuchAddress, "no such address");
                     return;
                 };
-                Goal::Change { settings: patched(&entry.settings, &settings), address, told: false }
+                Goal::Change { settings: patched(&entry.settings, &settings), address, stage: 0 }
             }
             AdminRequest::AddressRemove { address, dry_run: false } => Goal::Remove { address, stage: 0 },
             AdminRequest::ProducerTakeOver { name } => Goal::TakeOver { name, stage: 0 },
@@ -139,13 +159,12 @@ impl Node {
             AdminRequest::GroupSeek { address, group, start, dry_run: false } => {
                 Goal::Seek { address, group, start: start_of(start), stage: 0 }
             }
-            look => {
-                match self.look(now, &look) {
-                    Ok(answer) => self.send(connection, request, &AdminReply(answer)),
-                    Err(code) => self.fail(connection, request, code, "no such address or group"),
-                }
+            AdminRequest::Status => {
+                let status = AdminAnswer::Status(self.status());
+                self.send(connection, request, &AdminReply(status));
                 return;
             }
+            question => Goal::Look { question, stage: 0, views: Vec::new() },
         };
         self.begin(now, connection, request, goal);
     }
@@ -155,7 +174,7 @@ impl Node {
             self.fail(connection, request, Code::NotLeader, "the node does not know everything yet");
             return;
         }
-        let reads_only = matches!(goal, Goal::Resolve(_));
+        let reads_only = matches!(goal, Goal::Resolve(_) | Goal::Look { .. });
         if let Some(code) = self.refuses_writes().filter(|_| !reads_only) {
             self.fail(connection, request, code, "this node takes no changes now");
             return;
@@ -175,28 +194,56 @@ impl Node {
             count: 0,
             committed: false,
             refused: None,
+            asked_cluster: false,
+            marking: false,
+            fresh: false,
         };
         self.operations.insert(id, operation);
         self.advance(now, id);
     }
 
     pub(super) fn operation_answered(&mut self, now: Now, id: OperationId, answer: Answer) {
+        let applied = self.cluster_shard().state().applied;
         let Some(operation) = self.operations.get_mut(&id) else { return };
         operation.outstanding -= 1;
+        let tolerant = operation.goal.may_be_missing();
         match answer {
+            Answer::Committed(Outcome::Count(mark)) if operation.marking => {
+                operation.marking = false;
+                operation.fresh = true;
+                if mark > applied {
+                    self.catching_up.push((id, mark));
+                    return;
+                }
+            }
             Answer::Committed(Outcome::Count(count)) => {
                 operation.count += count;
                 operation.committed = true;
             }
+            Answer::Committed(Outcome::Refused(Code::NoSuchAddress | Code::NoSuchGroup)) if tolerant => {}
             Answer::Committed(Outcome::Refused(code)) | Answer::Refused(code) => {
                 operation.refused = Some((Fate::Failed, code));
             }
             Answer::Unknown(code) => operation.refused = Some((Fate::Unknown, code)),
-            Answer::Committed(_) => operation.committed = true,
+            Answer::Found(view) => {
+                if let Goal::Look { views, .. } = &mut operation.goal {
+                    views.push(view);
+                }
+            }
+            Answer::Committed(_) | Answer::Joined { .. } | Answer::Settled(_) => operation.committed = true,
         }
         if operation.outstanding == 0 {
             self.advance(now, id);
         }
+    }
+
+    /// The cluster's own shard has applied more: operations that waited for that go on.
+    pub(super) fn go_on(&mut self, now: Now) {
+        let applied = self.cluster_shard().state().applied;
+        let ready: Vec<OperationId> =
+            self.catching_up.iter().filter(|(_, mark)| *mark <= applied).map(|(id, _)| *id).collect();
+        self.catching_up.retain(|(_, mark)| *mark > applied);
+        ready.into_iter().for_each(|id| self.advance(now, id));
     }
 
     fn advance(&mut self, now: Now, id: OperationId) {
@@ -215,27 +262,48 @@ impl Node {
             self.send(operation.connection, operation.request, &reply);
             return;
         }
-        match self.step(&mut operation.goal) {
-            Step::Fail(code, what) => self.fail(operation.connection, operation.request, code, what),
-            Step::Done => self.finish(now, &operation),
-            Step::Ask(questions) => {
-                operation.outstanding = questions.len();
-                if let Some(state) = self.connections.get_mut(&operation.connection) {
-                    state.operations += 1;
-                }
-                self.operations.insert(id, operation);
-                for (index, event) in questions {
-                    let ticket = self.ticket(Waiting::Operation(id));
-                    let mut work = Work::default();
-                    self.shards[index].propose(&event, Some(ticket), &mut work);
-                    self.dirty[index] = true;
-                    self.carry(now, index, work);
-                }
+        let cluster = self.shards.len() - 1;
+        let leads = self.cluster_shard().is_serving();
+        let step = if std::mem::take(&mut operation.asked_cluster) && !leads {
+            Step::Mark
+        } else {
+            let is_fresh = leads || operation.fresh;
+            match self.step(&mut operation.goal, is_fresh) {
+                // What is not known here may be known there.
+                Step::Fail(..) if !is_fresh => Step::Mark,
+                step => step,
             }
+        };
+        let questions: Vec<(usize, Question)> = match step {
+            Step::Fail(code, what) => {
+                self.fail(operation.connection, operation.request, code, what);
+                return;
+            }
+            Step::Done => {
+                self.finish(now, operation);
+                return;
+            }
+            Step::Ask(events) => {
+                events.into_iter().map(|(index, event)| (index, Question::Propose(event))).collect()
+            }
+            Step::Question(questions) => questions,
+            Step::Mark => {
+                operation.marking = true;
+                vec![(cluster, Question::Mark)]
+            }
+        };
+        operation.asked_cluster = !operation.marking && questions.iter().any(|(index, _)| *index == cluster);
+        operation.outstanding = questions.len();
+        if let Some(state) = self.connections.get_mut(&operation.connection) {
+            state.operations += 1;
+        }
+        self.operations.insert(id, operation);
+        for (index, question) in questions {
+            self.ask(now, index, question, Purpose::Operation(id));
         }
     }
 
-    fn step(&self, goal: &mut Goal) -> Step {
+    fn step(&self, goal: &mut Goal, is_fresh: bool) -> Step {
         let catalog = &self.cluster_shard().state().catalog;
         let cluster = self.shards.len() - 1;
         match goal {
@@ -250,6 +318,7 @@ impl Node {
                         "the address has another order, fixed at its first use",
                     ),
                     Some(_) => Step::Done,
+                    None if !is_fresh => Step::Mark,
                     None if !frame.create => Step::Fail(Code::NoSuchAddress, "no such address"),
                     None => match self.refuses_writes() {
                         Some(code) => Step::Fail(code, "this node takes no changes now"),
@@ -267,23 +336,42 @@ impl Node {
                 Some(_) => Step::Done,
                 None => Step::Ask(vec![(cluster, made(address, *order, settings.clone()))]),
             },
-            Goal::Subscribe(frame) => self.step_subscribe(frame),
-            Goal::Change { address, settings, told } => {
-                if !*told {
-                    *told = true;
+            // What is not known here may exist, in another order than would be made up for it.
+            Goal::Subscribe { frame, .. } if !is_fresh && !catalog.addresses.contains_key(&frame.address) => {
+                Step::Mark
+            }
+            Goal::Subscribe { frame, prepared } => self.step_subscribe(frame, prepared),
+            Goal::Look { question, stage, .. } => {
+                if !is_fresh {
+                    return Step::Mark;
+                }
+                let Some((address, start)) = looked_at(question) else { return Step::Done };
+                let known = catalog.addresses.contains_key(&base_of(&address));
+                if !known {
+                    return Step::Fail(Code::NoSuchAddress, "no such address");
+                }
+                if *stage > 0 {
+                    return Step::Done;
+                }
+                *stage = 1;
+                let look = |index| (index, Question::Look { address: address.clone(), start });
+                Step::Question(self.homes(&address).into_iter().map(look).collect())
+            }
+            Goal::Change { address, settings, stage } => {
+                if *stage == 0 {
+                    *stage = 1;
                     let event =
                         CatalogEvent::AddressChanged { address: address.clone(), settings: settings.clone() };
                     return Step::Ask(vec![(cluster, Event::Catalog(event))]);
                 }
-                let behind: Vec<_> = self
-                    .with_queue(address)
-                    .into_iter()
-                    .filter(|index| self.shards[*index].state().queues[address].settings != *settings)
-                    .map(|index| {
+                if *stage == 1 {
+                    *stage = 2;
+                    let change = |index| {
                         (index, Event::QueueChanged { address: address.clone(), settings: settings.clone() })
-                    })
-                    .collect();
-                if behind.is_empty() { Step::Done } else { Step::Ask(behind) }
+                    };
+                    return Step::Ask(self.homes(address).into_iter().map(change).collect());
+                }
+                Step::Done
             }
             Goal::TakeOver { name, stage } => {
                 let taken = CatalogEvent::ProducerTaken { name: name.clone() };
@@ -294,7 +382,7 @@ impl Node {
                     return Step::Fail(Code::NoSuchAddress, "no such address");
                 }
                 let purge = |index| (index, Event::QueuePurged { address: address.clone() });
-                once(stage, || self.with_queue(address).into_iter().map(purge).collect())
+                once(stage, || self.homes(address).into_iter().map(purge).collect())
             }
             Goal::Remove { address, stage } => {
                 if *stage == 0 {
@@ -305,7 +393,7 @@ impl Node {
                     let mut questions = Vec::new();
                     for each in [Some(address.clone()), address.dead_letter()].into_iter().flatten() {
                         let remove = |index| (index, Event::QueueRemoved { address: each.clone() });
-                        questions.extend(self.with_queue(&each).into_iter().map(remove));
+                        questions.extend(self.homes(&each).into_iter().map(remove));
                     }
                     if !questions.is_empty() {
                         return Step::Ask(questions);
@@ -332,7 +420,7 @@ impl Node {
                     }
                     *stage = 1;
                     let questions: Vec<_> = self
-                        .with_group(address, group)
+                        .homes(address)
                         .into_iter()
                         .map(|index| {
                             (index, Event::GroupRemoved { address: address.clone(), group: group.clone() })
@@ -356,7 +444,7 @@ impl Node {
                 }
                 let start = *start;
                 once(stage, || {
-                    self.with_group(address, group)
+                    self.homes(address)
                         .into_iter()
                         .map(|index| {
                             (
@@ -370,7 +458,7 @@ impl Node {
         }
     }
 
-    fn step_subscribe(&self, frame: &mut Subscribe) -> Step {
+    fn step_subscribe(&self, frame: &mut Subscribe, prepared: &mut bool) -> Step {
         let catalog = &self.cluster_shard().state().catalog;
         let cluster = self.shards.len() - 1;
         let address = &frame.address;
@@ -397,40 +485,39 @@ impl Node {
         if frame.start.is_some() && frame.held.is_empty() {
             return Step::Fail(Code::Exists, "the group exists: move it with `group seek`");
         }
-        let mut missing = Vec::new();
-        for index in self.shards_of(address, entry.order) {
-            match self.shards[index].state().queues.get(address) {
-                None => missing.push((
-                    index,
-                    Event::QueueMade {
-                        address: address.clone(),
-                        order: entry.order,
-                        settings: entry.settings.clone(),
-                    },
-                )),
-                Some(queue) if !queue.groups.contains_key(&frame.group) => missing.push((
-                    index,
-                    Event::GroupMade { address: address.clone(), group: frame.group.clone(), start: *start },
-                )),
-                Some(_) => {}
-            }
+        if std::mem::replace(prepared, true) {
+            return Step::Done;
         }
-        if missing.is_empty() { Step::Done } else { Step::Ask(missing) }
+        let prepare = |index| {
+            let question = Question::Prepare {
+                address: address.clone(),
+                order: entry.order,
+                settings: entry.settings.clone(),
+                group: frame.group.clone(),
+                start: *start,
+            };
+            (index, question)
+        };
+        Step::Question(self.shards_of(address, entry.order).into_iter().map(prepare).collect())
     }
 
-    fn finish(&mut self, now: Now, operation: &Operation) {
+    fn finish(&mut self, now: Now, operation: Operation) {
         let (connection, request) = (operation.connection, operation.request);
-        match &operation.goal {
+        match operation.goal {
+            Goal::Look { question, views, .. } => match self.looked(now, &question, views) {
+                Ok(answer) => self.send(connection, request, &AdminReply(answer)),
+                Err(code) => self.fail(connection, request, code, "no such address or group"),
+            },
             Goal::Resolve(frame) => {
                 let entry = &self.cluster_shard().state().catalog.addresses[&base_of(&frame.address)];
                 let resolved = Resolved { order: entry.order, shard_count: self.config.shard_count };
                 self.send(connection, request, &resolved);
             }
-            Goal::Subscribe(frame) => self.subscribed(now, connection, request, frame),
+            Goal::Subscribe { frame, .. } => self.open_feeds(now, connection, request, &frame),
             Goal::Create { .. } | Goal::Change { .. } => self.send(connection, request, &Reply::ok()),
             Goal::TakeOver { name, .. } => {
                 let answer = AdminAnswer::Producer {
-                    producer: mac::producer_of(self.config.cluster, name),
+                    producer: mac::producer_of(self.config.cluster, &name),
                     epoch: ProducerEpoch(operation.count),
                 };
                 self.send(connection, request, &AdminReply(answer));
@@ -439,76 +526,6 @@ impl Node {
                 let answer = AdminReply(AdminAnswer::Count { messages: operation.count });
                 self.send(connection, request, &answer);
             }
-        }
-    }
-
-    fn subscribed(&mut self, now: Now, connection: ConnectionId, request: u64, frame: &Subscribe) {
-        if !self.connections.get(&connection).is_some_and(super::connection::Connection::is_ready) {
-            return;
-        }
-        if self.subscription(connection, frame.subscription).is_some() {
-            // Two subscriptions under one number were asked for at once; this one came second.
-            self.fail(connection, request, Code::Exists, "this subscription number is in use");
-            return;
-        }
-        let id = SubscriberId(self.number());
-        let order = self.cluster_shard().state().catalog.addresses[&frame.address].order;
-        let shards = self.shards_of(&frame.address, order);
-        let mut terms = Vec::new();
-        let mut lost: Vec<(ShardId, Offset)> = Vec::new();
-        for index in shards.clone() {
-            let shard = &mut self.shards[index];
-            let held: Vec<(Offset, Attempt)> = frame
-                .held
-                .iter()
-                .filter(|held| held.shard == shard.id())
-                .map(|held| (held.offset, held.attempt))
-                .collect();
-            let joining = Joining {
-                subscriber: id,
-                consumer: frame.consumer,
-                address: &frame.address,
-                group: &frame.group,
-                held: &held,
-            };
-            match shard.subscribe(now, &joining) {
-                Ok(gone) => {
-                    lost.extend(gone.into_iter().map(|offset| (shard.id(), offset)));
-                    terms.push((shard.id(), shard.term()));
-                    self.dirty[index] = true;
-                }
-                Err(code) => {
-                    for done in shards {
-                        self.shards[done].unsubscribe(id);
-                    }
-                    self.fail(connection, request, code, "a shard of the address does not serve now");
-                    return;
-                }
-            }
-        }
-        let known: Vec<ShardId> = terms.iter().map(|(shard, _)| *shard).collect();
-        let foreign = frame.held.iter().filter(|held| !known.contains(&held.shard));
-        lost.extend(foreign.map(|held| (held.shard, held.offset)));
-        self.credits.grant(id, frame.credit_messages, frame.credit_bytes);
-        let subscriber = Subscriber {
-            connection,
-            number: frame.subscription,
-            address: frame.address.clone(),
-            group: frame.group.clone(),
-            shards,
-        };
-        self.subscribers.insert(id, subscriber);
-        let state = self.connections.get_mut(&connection).expect("checked above");
-        state.subscriptions.insert(frame.subscription, id);
-        self.send(connection, request, &Subscribed { shards: terms, lost });
-    }
-
-    /// Ends a subscription; its leases stay until settled, re-claimed or run out.
-    pub(super) fn unsubscribe(&mut self, id: SubscriberId) {
-        let Some(subscriber) = self.subscribers.remove(&id) else { return };
-        self.credits.remove(id);
-        for index in subscriber.shards {
-            self.shards[index].unsubscribe(id);
         }
     }
 
@@ -523,21 +540,38 @@ impl Node {
         }
     }
 
-    pub(super) fn with_queue(&self, address: &Address) -> Vec<usize> {
-        (0..self.shards.len())
-            .filter(|index| self.shards[*index].state().queues.contains_key(address))
-            .collect()
+    /// Positions of the shards that may hold `address`, as far as the cluster knows it.
+    pub(super) fn homes(&self, address: &Address) -> Vec<usize> {
+        let addresses = &self.cluster_shard().state().catalog.addresses;
+        let entry = addresses.get(address).or_else(|| addresses.get(&base_of(address)));
+        entry.map_or_else(Vec::new, |entry| self.shards_of(address, entry.order))
     }
+}
 
-    fn with_group(&self, address: &Address, group: &GroupName) -> Vec<usize> {
-        let has = |index: &usize| {
-            self.shards[*index]
-                .state()
-                .queues
-                .get(address)
-                .is_some_and(|queue| queue.groups.contains_key(group))
-        };
-        (0..self.shards.len()).filter(has).collect()
+impl Goal {
+    /// Whether a shard may not have what the operation is about, and nothing is missing then.
+    fn may_be_missing(&self) -> bool {
+        matches!(
+            self,
+            Self::Change { .. }
+                | Self::Remove { .. }
+                | Self::Purge { .. }
+                | Self::Seek { .. }
+                | Self::RemoveGroup { .. }
+        )
+    }
+}
+
+/// Which address a question is about, and where a group would begin.
+fn looked_at(question: &AdminRequest) -> Option<(Address, Option<Start>)> {
+    match question {
+        AdminRequest::AddressInfo { address }
+        | AdminRequest::GroupList { address }
+        | AdminRequest::AddressRemove { address, .. }
+        | AdminRequest::AddressPurge { address, .. }
+        | AdminRequest::GroupRemove { address, .. } => Some((address.clone(), None)),
+        AdminRequest::GroupSeek { address, start, .. } => Some((address.clone(), Some(start_of(*start)))),
+        _ => None,
     }
 }
 

@@ -14,42 +14,39 @@ use swarmmq_protocol::{
     mac,
 };
 
-use super::{ConnectionId, Node, Now, Waiting};
+use super::{ConnectionId, Node, Now, ask::Purpose, letter::Question};
 use crate::shard::{
-    Answer, Batch, Work,
+    Answer, Batch, Ticket, Work,
     event::Event,
     queue::Message,
     state::{Outcome, Placed},
 };
 
 impl Node {
+    /// Takes a publish frame of a client: what can be judged here is, the rest the shard's leader decides.
     pub(super) fn publish(&mut self, now: Now, connection: ConnectionId, request: u64, frame: &Publish) {
         self.counters.publish_frames += 1;
         let bytes = frame.messages.len() as u64;
-        let index = match self.admit(now, connection, frame) {
-            Ok((index, batch)) => {
+        match self.admit(connection, frame) {
+            Ok(index) => {
                 let state =
                     &mut self.connections.get_mut(&connection).expect("it sent this frame").publishing;
                 state.messages += u32::from(frame.count);
                 state.bytes += bytes;
-                let ticket = self.ticket(Waiting::Publish { connection, request, count: frame.count, bytes });
-                let mut work = Work::default();
-                self.shards[index].publish(batch, ticket, &mut work);
-                self.carry(now, index, work);
-                index
+                let purpose = Purpose::Publish { connection, request, count: frame.count, bytes };
+                let question = Question::Publish { count: frame.count, messages: frame.messages.clone() };
+                self.ask(now, index, question, purpose);
             }
             Err(code) => {
                 *self.counters.refused.entry(code.text()).or_default() += u64::from(frame.count);
                 let runs = vec![refused(frame.count, code)];
                 self.send(connection, request, &Published { runs });
-                return;
             }
-        };
-        self.dirty[index] = true;
+        }
     }
 
-    /// Checks a whole publish frame. On success: which shard, and the batch for it.
-    fn admit(&mut self, now: Now, connection: ConnectionId, frame: &Publish) -> Result<(usize, Batch), Code> {
+    /// Checks what does not depend on any shard: windows, and every message's admission MAC.
+    fn admit(&self, connection: ConnectionId, frame: &Publish) -> Result<usize, Code> {
         if let Some(code) = self.refuses_writes() {
             return Err(code);
         }
@@ -59,28 +56,45 @@ impl Node {
         {
             return Err(Code::Busy);
         }
-        if self.is_below_reserve() {
-            return Err(Code::DiskFull);
-        }
-        if !self.cluster_shard().is_serving() {
-            return Err(Code::NotLeader);
-        }
         if frame.shard == ShardId::CLUSTER {
             return Err(Code::WrongShard);
         }
         let index = self.index_of(frame.shard).ok_or(Code::WrongShard)?;
-
         let mut rest: &[u8] = &frame.messages;
-        let mut batch: Option<Batch> = None;
-        let mut checked: Option<(String, Option<KeyHash>)> = None;
         while !rest.is_empty() {
             let (sealed, after) = envelope::split_sealed(rest).map_err(|_| Code::Malformed)?;
             if !sealed.verify(&self.config.admission_key) {
                 return Err(Code::Forged);
             }
             rest = after;
+        }
+        Ok(index)
+    }
+
+    /// Takes a publish as the leader of its shard; the shard answers with `ticket`.
+    pub(super) fn take(
+        &mut self,
+        now: Now,
+        index: usize,
+        ticket: Ticket,
+        count: u16,
+        messages: &Bytes,
+    ) -> Result<(), Code> {
+        if self.is_below_reserve() {
+            return Err(Code::DiskFull);
+        }
+        let shard = self.shards[index].id();
+        if !self.shards[index].is_serving() {
+            return Err(Code::NotLeader);
+        }
+        let mut rest: &[u8] = messages;
+        let mut batch: Option<Batch> = None;
+        let mut checked: Option<(String, Option<KeyHash>)> = None;
+        while !rest.is_empty() {
+            let (sealed, after) = envelope::split_sealed(rest).map_err(|_| Code::Malformed)?;
+            rest = after;
             let header = sealed.header();
-            if header.shard() != frame.shard {
+            if header.shard() != shard {
                 return Err(Code::WrongShard);
             }
             if header.sequence().0 == 0 || header.sequence().0 > SEQUENCE_MAX {
@@ -104,16 +118,20 @@ impl Node {
             let same =
                 checked.as_ref().is_some_and(|(address, of)| address == header.address() && *of == key);
             if !same {
-                self.check_address(now, index, frame.shard, header.address(), key)?;
+                self.check_address(now, index, shard, header.address(), key)?;
                 checked = Some((header.address().to_owned(), key));
             }
         }
         let mut batch = batch.ok_or(Code::Malformed)?;
-        if batch.count != u32::from(frame.count) {
+        if batch.count != u32::from(count) {
             return Err(Code::Malformed);
         }
-        batch.messages = frame.messages.clone();
-        Ok((index, batch))
+        batch.messages = messages.clone();
+        let mut work = Work::default();
+        self.shards[index].publish(batch, ticket, &mut work);
+        self.carry(now, index, work);
+        self.dirty[index] = true;
+        Ok(())
     }
 
     /// Whether messages of `address` with `key` belong into `shard`, and may come. Makes the queue if it is not there.
@@ -129,17 +147,23 @@ impl Node {
         if address.is_dead_letter() {
             return Err(Code::NotAllowed);
         }
-        let entry =
-            self.cluster_shard().state().catalog.addresses.get(&address).ok_or(Code::NoSuchAddress)?;
-        let ring_key = if entry.order == Order::Key { key } else { None };
-        let pinned = entry.order == Order::Total || ring_key.is_some();
+        let catalog = &self.cluster_shard().state().catalog;
+        let queue = self.shards[index].state().queues.get(&address);
+        let (order, settings) = match (queue, catalog.addresses.get(&address)) {
+            (Some(queue), _) => (queue.order, None),
+            (None, Some(entry)) => (entry.order, Some(entry.settings.clone())),
+            // Perhaps it is only not known here yet.
+            (None, None) if !self.cluster_shard().is_serving() => return Err(Code::NotLeader),
+            (None, None) => return Err(Code::NoSuchAddress),
+        };
+        let ring_key = if order == Order::Key { key } else { None };
+        let pinned = order == Order::Total || ring_key.is_some();
         if pinned && mac::ring(&address, ring_key.as_ref(), self.config.shard_count) != shard {
             return Err(Code::WrongShard);
         }
         match self.shards[index].state().queues.get(&address) {
             None => {
-                let event =
-                    Event::QueueMade { order: entry.order, settings: entry.settings.clone(), address };
+                let event = Event::QueueMade { order, settings: settings.unwrap_or_default(), address };
                 let mut work = Work::default();
                 self.shards[index].propose(&event, None, &mut work);
             }
@@ -169,6 +193,7 @@ impl Node {
         request: u64,
         count: u16,
         bytes: u64,
+        unsure: bool,
         answer: &Answer,
     ) {
         let runs = match answer {
@@ -197,6 +222,8 @@ impl Node {
                                 first_offset: offset,
                             }
                         }
+                        // Another copy may be in, where this one was refused.
+                        Placed::Refused(code) if unsure => unknown(count, code),
                         Placed::Refused(code) => {
                             *self.counters.refused.entry(code.text()).or_default() += u64::from(run.count);
                             refused(count, code)
@@ -204,18 +231,14 @@ impl Node {
                     }
                 })
                 .collect(),
-            Answer::Committed(_) => unreachable!("a publish is answered with places"),
             Answer::Refused(code) => {
                 *self.counters.refused.entry(code.text()).or_default() += u64::from(count);
                 vec![refused(count, *code)]
             }
-            Answer::Unknown(code) => vec![PublishedRun {
-                count,
-                outcome: Fate::Unknown,
-                code: code.number(),
-                duplicate: false,
-                first_offset: None,
-            }],
+            other => {
+                let code = if let Answer::Unknown(code) = other { *code } else { Code::State };
+                vec![unknown(count, code)]
+            }
         };
         let Some(state) = self.connections.get_mut(&connection) else { return };
         state.publishing.messages -= u32::from(count);
@@ -226,4 +249,8 @@ impl Node {
 
 fn refused(count: u16, code: Code) -> PublishedRun {
     PublishedRun { count, outcome: Fate::Failed, code: code.number(), duplicate: false, first_offset: None }
+}
+
+fn unknown(count: u16, code: Code) -> PublishedRun {
+    PublishedRun { count, outcome: Fate::Unknown, code: code.number(), duplicate: false, first_offset: None }
 }

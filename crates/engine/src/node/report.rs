@@ -3,19 +3,13 @@
 use std::collections::BTreeMap;
 
 use swarmmq_protocol::{
-    admin::{
-        self, AddressInfo, AdminAnswer, AdminRequest, GroupInfo, NodeState, NodeStatus, Order, Problem,
-        ShardInfo, ShardStatus, StatusReport,
-    },
-    error::Code,
     id::{Address, GroupName},
     time::WallTime,
 };
 
-use super::{Node, Now, operation};
+use super::Node;
 use crate::shard::{
     Shard,
-    event::Settings,
     queue::{Group, Queue},
 };
 
@@ -107,12 +101,12 @@ pub struct Report {
 impl Node {
     /// Numbers and readiness. Cost: O(queues), plus some ten thousand messages where groups differ in progress.
     pub fn report(&self) -> Report {
-        let silent = self.shards.iter().filter(|shard| !shard.is_serving()).count();
+        let silent = self.leaders.iter().filter(|leader| leader.is_none()).count();
         let reason = match (&self.stopped, self.draining, silent) {
             (Some(why), _, _) => format!("the log stopped: {why}"),
             (None, true, _) => "draining".to_owned(),
             (None, false, 0) => String::new(),
-            (None, false, silent) => format!("{silent} shards do not serve yet"),
+            (None, false, silent) => format!("{silent} shards have no leader yet"),
         };
         let mut problems = self.counters.problems.clone();
         if self.is_below_reserve() {
@@ -198,12 +192,9 @@ impl Node {
                 "Size of the log segments in use.",
                 segments * u64::from(self.config.segment_bytes),
             ),
-            gauge(
-                "swarmmq_shards",
-                "Shards that this node should serve, the cluster's own included.",
-                self.shards.len() as u64,
-            ),
-            gauge("swarmmq_shards_serving", "Shards that it serves.", serving as u64),
+            gauge("swarmmq_shards", "Shards of the cluster, its own included.", self.shards.len() as u64),
+            gauge("swarmmq_shards_serving", "Shards that this node leads.", serving as u64),
+            gauge("swarmmq_peers", "Nodes with a link to this one.", self.peers.links.len() as u64),
             free,
             gauge(
                 "swarmmq_disk_reserve_bytes",
@@ -216,7 +207,8 @@ impl Node {
     }
 
     fn queue_metrics(&self) -> Vec<Metric> {
-        let queues = || self.shards.iter().flat_map(|shard| shard.state().queues.values());
+        let serving = || self.shards.iter().filter(|shard| shard.is_serving());
+        let queues = || serving().flat_map(|shard| shard.state().queues.values());
         let (mut depth, mut bytes, mut dead, mut oldest) = (0, 0, 0, None);
         for queue in queues() {
             depth += queue.messages.len() as u64;
@@ -267,11 +259,9 @@ impl Node {
         );
         let addresses = &self.cluster_shard().state().catalog.addresses;
         let count: usize = addresses.values().map(|entry| entry.groups.len()).sum();
-        // A shard that has not read all of its log would tell of the past.
-        let is_known = self.shards.iter().all(|shard| shard.is_serving() || shard.stopped().is_some());
         let groups = addresses.iter().flat_map(|(a, entry)| entry.groups.keys().map(move |group| (a, group)));
         let mut counted_max = COUNTED_MAX;
-        for (address, group) in groups.take(if is_known { GROUPS_LISTED_MAX } else { 0 }) {
+        for (address, group) in groups.take(GROUPS_LISTED_MAX) {
             let Some(figures) = self.figures(address, group, &mut counted_max) else { continue };
             let labels = || vec![("address", address.to_string()), ("group", group.to_string())];
             messages.samples.push((labels(), figures.lag as f64));
@@ -299,9 +289,8 @@ impl Node {
     /// What a group has before it, in all shards. `None`: counting it would exceed `counted_max`, which is lowered otherwise.
     fn figures(&self, address: &Address, group: &GroupName, counted_max: &mut usize) -> Option<Figures> {
         let mut figures = Figures::default();
-        for index in self.with_queue(address) {
-            let shard = &self.shards[index];
-            let queue = &shard.state().queues[address];
+        for shard in self.shards.iter().filter(|shard| shard.is_serving()) {
+            let Some(queue) = shard.state().queues.get(address) else { continue };
             if let Some(found) = queue.groups.get(group) {
                 *counted_max = counted_max.checked_sub(cost(queue, found))?;
                 figures.add(shard, queue, group);
@@ -309,156 +298,20 @@ impl Node {
         }
         Some(figures)
     }
-
-    /// Answers a question that changes nothing.
-    pub(super) fn look(&self, now: Now, question: &AdminRequest) -> Result<AdminAnswer, Code> {
-        match question {
-            AdminRequest::AddressList => {
-                let addresses = &self.cluster_shard().state().catalog.addresses;
-                Ok(AdminAnswer::Addresses(
-                    addresses.iter().map(|(a, entry)| (a.clone(), entry.order)).collect(),
-                ))
-            }
-            AdminRequest::AddressInfo { address } => {
-                self.address_info(now, address).map(AdminAnswer::Address)
-            }
-            AdminRequest::GroupList { address } => {
-                self.address_info(now, address).map(|info| AdminAnswer::Groups(info.groups))
-            }
-            AdminRequest::AddressRemove { address, .. } | AdminRequest::AddressPurge { address, .. } => {
-                let info = self.address_info(now, address)?;
-                Ok(AdminAnswer::Count { messages: info.shards.iter().map(|shard| shard.messages).sum() })
-            }
-            AdminRequest::GroupRemove { address, group, .. } => {
-                let info = self.address_info(now, address)?;
-                let found = info.groups.iter().find(|info| info.name == *group).ok_or(Code::NoSuchGroup)?;
-                Ok(AdminAnswer::Count { messages: found.lag_messages })
-            }
-            AdminRequest::GroupSeek { address, group, start, .. } => {
-                let start = operation::start_of(*start);
-                let mut messages = 0;
-                for index in self.with_queue(address) {
-                    let state = self.shards[index].state();
-                    let queue = &state.queues[address];
-                    if !queue.groups.contains_key(group) {
-                        return Err(Code::NoSuchGroup);
-                    }
-                    let floor = queue.start_offset(start, state.next_offset);
-                    messages += queue.lag(&Group { floor, ..Group::default() });
-                }
-                Ok(AdminAnswer::Count { messages })
-            }
-            AdminRequest::Status => Ok(AdminAnswer::Status(self.status())),
-            AdminRequest::AddressCreate { .. }
-            | AdminRequest::AddressSet { .. }
-            | AdminRequest::ProducerTakeOver { .. } => {
-                unreachable!("changes are operations")
-            }
-        }
-    }
-
-    fn address_info(&self, now: Now, address: &Address) -> Result<AddressInfo, Code> {
-        let catalog = &self.cluster_shard().state().catalog;
-        let entry = catalog
-            .addresses
-            .get(address)
-            .or_else(|| catalog.addresses.get(&operation::base_of(address)))
-            .ok_or(Code::NoSuchAddress)?;
-        let leader = |shard: &Shard| if shard.is_serving() { self.config.node.0 } else { 0 };
-        let mut groups: BTreeMap<&GroupName, Figures> = BTreeMap::new();
-        let mut shards = Vec::new();
-        let homes = match entry.order {
-            Order::Total => self.shards_of(address, entry.order),
-            Order::Key | Order::None => self.with_queue(address),
-        };
-        for index in homes {
-            let shard = &self.shards[index];
-            let queue = shard.state().queues.get(address);
-            shards.push(ShardInfo {
-                id: shard.id(),
-                leader: leader(shard),
-                messages: queue.map_or(0, |queue| queue.messages.len() as u64),
-                bytes: queue.map_or(0, |queue| queue.bytes),
-            });
-            let Some(queue) = queue else { continue };
-            for name in queue.groups.keys() {
-                groups.entry(name).or_default().add(shard, queue, name);
-            }
-        }
-        let settings = wire_settings(&entry.settings);
-        let groups = groups
-            .into_iter()
-            .map(|(name, figures)| GroupInfo {
-                name: name.clone(),
-                lag_messages: figures.lag,
-                lag_ms: figures.oldest.map_or(0, |oldest| now.wall.since(oldest).as_millis() as u64),
-                leased: figures.leased,
-                dead_lettered: figures.dead_lettered,
-            })
-            .collect();
-        Ok(AddressInfo { address: address.clone(), order: entry.order, settings, shards, groups })
-    }
-
-    fn status(&self) -> StatusReport {
-        let node = self.config.node.0;
-        let state = if self.draining { NodeState::Draining } else { NodeState::Alive };
-        let data = &self.shards[..self.shards.len() - 1];
-        let shards = data
-            .iter()
-            .map(|shard| ShardStatus {
-                id: shard.id(),
-                leader: if shard.is_serving() { node } else { 0 },
-                term: shard.term(),
-                replicas: vec![node],
-                in_sync: if shard.stopped().is_none() { vec![node] } else { Vec::new() },
-            })
-            .collect();
-        let mut problems: Vec<Problem> = self
-            .counters
-            .problems
-            .iter()
-            .map(|what| Problem {
-                what: what.clone(),
-                meaning:
-                    "publishes and settlements that need it are refused; nothing acknowledged is lost by this"
-                        .to_owned(),
-                action: "read the node's log, mend the disk, then restart the node".to_owned(),
-            })
-            .collect();
-        if self.is_below_reserve() {
-            problems.push(Problem {
-                what: format!("{} bytes free, the reserve is {}", self.free_bytes, self.config.reserve_bytes),
-                meaning: "publishes are refused until there is space; deliveries and settlements go on"
-                    .to_owned(),
-                action: "free space on the disk, or let consumers catch up".to_owned(),
-            });
-        }
-        StatusReport {
-            cluster: self.config.cluster,
-            nodes: vec![NodeStatus {
-                id: self.config.node,
-                state,
-                roles: 0b111,
-                version: self.config.version.clone(),
-            }],
-            shards,
-            problems,
-        }
-    }
 }
 
 /// What a group has before it.
 #[derive(Debug, Default)]
-struct Figures {
-    lag: u64,
-    oldest: Option<WallTime>,
-    leased: u64,
-    dead_lettered: u64,
+pub(super) struct Figures {
+    pub(super) lag: u64,
+    pub(super) oldest: Option<WallTime>,
+    pub(super) leased: u64,
+    pub(super) dead_lettered: u64,
 }
 
 impl Figures {
     /// Adds those of one shard, where the group must be. Cost: [`cost`].
-    fn add(&mut self, shard: &Shard, queue: &Queue, name: &GroupName) {
+    pub(super) fn add(&mut self, shard: &Shard, queue: &Queue, name: &GroupName) {
         let group = &queue.groups[name];
         self.lag += queue.lag(group);
         self.oldest = earlier(self.oldest, queue.oldest_wanted(group).map(|oldest| oldest.published_at));
@@ -473,7 +326,7 @@ fn cost(queue: &Queue, group: &Group) -> usize {
     group.settled.len() + if behind { queue.messages.len() } else { 0 }
 }
 
-fn earlier(a: Option<WallTime>, b: Option<WallTime>) -> Option<WallTime> {
+pub(super) fn earlier(a: Option<WallTime>, b: Option<WallTime>) -> Option<WallTime> {
     [a, b].into_iter().flatten().min()
 }
 
@@ -482,19 +335,16 @@ fn stamp(since: Option<WallTime>) -> f64 {
     since.map_or(f64::INFINITY, |since| since.0 as f64)
 }
 
-fn wire_settings(settings: &Settings) -> admin::Settings {
-    admin::Settings {
-        min_age: Some(settings.min_age),
-        attempts_max: Some(settings.attempts_max),
-        lease: Some(settings.lease),
-        backlog_bytes_max: Some(settings.backlog_bytes_max),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{log::Position, shard::queue::Message};
+    use crate::{
+        log::Position,
+        shard::{
+            event::{Order, Settings},
+            queue::Message,
+        },
+    };
 
     fn queue(offsets: std::ops::Range<u64>) -> Queue {
         let message = Message {

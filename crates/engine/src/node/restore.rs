@@ -107,7 +107,7 @@ impl Restore {
             let restore = self.shards.remove(&id.0).unwrap_or_default();
             let replica = Replica {
                 id: replica,
-                voters: &[replica],
+                is_founder: self.config.founder,
                 seed: self.config.seed ^ u64::from(id.0),
                 horizon_ahead: self.config.horizon_ahead,
                 bugs: self.config.bugs,

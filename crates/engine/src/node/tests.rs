@@ -40,6 +40,11 @@ fn config() -> Config {
         admission_key: MacKey::new([2; 32]),
         segment_bytes: SEGMENT,
         cache_bytes_max: 16 << 10,
+        boot: 1,
+        founder: true,
+        replicas: 3,
+        roles: 7,
+        addresses: Addresses::default(),
         horizon_ahead: 1024,
         reserve_bytes: 1000,
         seed: 7,
@@ -669,25 +674,6 @@ fn a_minimum_age_keeps_messages_for_replay() {
     world.ask(connection, &settle(1, &again.iter().collect::<Vec<_>>(), SettleAction::Ack));
     world.pass(Duration::from_secs(70));
     assert_eq!(depth(&world), 0);
-}
-
-#[test]
-fn a_full_disk_refuses_publishes_and_goes_on_with_the_rest() {
-    let mut world = World::new();
-    let connection = world.connect();
-    make(&mut world, connection, "a", Order::Total);
-    let mut sender = Sender::new(1);
-    sender.publish(&mut world, connection, "a", &[None], 10);
-    world.node.handle(world.now, Input::DiskSpace { free_bytes: 10 });
-    let shard = sender.shard("a", None, false);
-    let frame = sender.frame(shard, 1, sender.seal(shard, "a", None, 2, 10));
-    let Frame::Published(refused) = world.ask(connection, &frame) else { panic!() };
-    assert_eq!((refused.runs[0].outcome, refused.runs[0].code), (Outcome::Failed, Code::DiskFull.number()));
-    world.ask(connection, &subscribe("a", "g", 1, 10, vec![]));
-    let items = world.deliveries(connection);
-    assert_eq!(fates(world.ask(connection, &settle(1, &[&items[0]], SettleAction::Ack))), settled_ok(1));
-    world.node.handle(world.now, Input::DiskSpace { free_bytes: 1 << 30 });
-    sender.publish(&mut world, connection, "a", &[None], 10);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use swarmmq_protocol::{
 
 use super::{
     event::{CatalogEvent, Order, Settings, Start},
+    member::Members,
     state::Outcome,
 };
 
@@ -34,11 +35,14 @@ pub struct Catalog {
     pub addresses: BTreeMap<Address, Entry>,
     /// Which life of each named producer is the latest.
     pub producers: BTreeMap<ProducerName, ProducerEpoch>,
+    /// Which nodes there are.
+    pub members: Members,
 }
 
 impl Catalog {
     pub(super) fn apply(&mut self, event: &CatalogEvent) -> Outcome {
         match event {
+            CatalogEvent::Node(event) => self.members.apply(event),
             CatalogEvent::ProducerTaken { name } => {
                 if !self.producers.contains_key(name) && self.producers.len() >= PRODUCER_NAMES_MAX {
                     return Outcome::Refused(Code::Limit);

@@ -1,17 +1,28 @@
 //! The consensus engine (the `raft` crate) behind our own inputs and effects.
 //!
 //! One voter or many, the path is the same: propose, persist, learn that it is persisted, apply what is committed.
+//! A leader's appends travel while its own disk writes; what a follower promises travels only once its disk has it.
 //! Timeouts are seeded here because the crate would draw them from the process's entropy; its own message encoding
 //! is never used on bytes from outside. See docs/decisions/0005-consensus-engine.md for its traps.
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
 use raft::{
-    Config, GetEntriesContext, RaftState, RawNode, StateRole, Storage, StorageError,
-    eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot},
+    Config, GetEntriesContext, ProgressState, RaftState, RawNode, SnapshotStatus, StateRole, Storage,
+    StorageError,
+    eraftpb::{
+        self, ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState,
+        MessageType, Snapshot,
+    },
 };
-use swarmmq_protocol::id::Term;
+use swarmmq_protocol::{
+    consensus::{EntryKind, Message, MessageKind, SnapshotMark},
+    id::Term,
+};
+
+pub use swarmmq_protocol::consensus::Entry as LogEntry;
+
+use super::codec::{Malformed, Reader};
 
 /// Ticks between heartbeats; the shell ticks every [`TICK_MILLIS`].
 const HEARTBEAT_TICKS: usize = 1;
@@ -19,6 +30,14 @@ const HEARTBEAT_TICKS: usize = 1;
 const ELECTION_TICKS: usize = 6;
 /// Length of one tick.
 pub const TICK_MILLIS: u64 = 100;
+/// Bytes of entries in one append message.
+const APPEND_BYTES_MAX: u64 = 1 << 20;
+/// Unanswered append messages to one follower.
+const APPENDS_IN_FLIGHT_MAX: usize = 64;
+/// Bytes of applied entries kept in memory for followers that lag; who lags more is caught up by a snapshot.
+const RETAINED_BYTES_MAX: u64 = 4 << 20;
+/// What an entry costs in memory beside its bytes.
+const ENTRY_OVERHEAD_BYTES: u64 = 128;
 
 /// What must survive a crash beside the entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,15 +50,90 @@ pub struct Hard {
     pub commit: u64,
 }
 
-/// One entry of the replicated log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogEntry {
-    /// Its place.
-    pub index: u64,
-    /// The reign it was proposed in.
-    pub term: u64,
-    /// Our events; empty for the entry that opens a reign.
-    pub data: Bytes,
+/// The replicas of a group, by name, in order. Changes only by committed entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Conf {
+    /// Who decides.
+    pub voters: Vec<u64>,
+    /// Who only follows, usually to become a voter.
+    pub learners: Vec<u64>,
+}
+
+impl Conf {
+    /// A group of one.
+    pub fn alone(replica: u64) -> Self {
+        Self { voters: vec![replica], learners: Vec::new() }
+    }
+
+    /// Whether `replica` takes part.
+    pub fn contains(&self, replica: u64) -> bool {
+        self.voters.contains(&replica) || self.learners.contains(&replica)
+    }
+
+    /// Everybody who takes part.
+    pub fn members(&self) -> impl Iterator<Item = u64> + '_ {
+        self.voters.iter().chain(&self.learners).copied()
+    }
+
+    /// Nobody takes part: this replica has not been told of its group yet.
+    pub fn is_empty(&self) -> bool {
+        self.voters.is_empty()
+    }
+
+    fn sorted(mut self) -> Self {
+        self.voters.sort_unstable();
+        self.learners.sort_unstable();
+        self
+    }
+}
+
+/// One step from one set of replicas to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A replica begins to follow.
+    Follow(u64),
+    /// A replica that follows begins to vote.
+    Vote(u64),
+    /// A replica takes part no more.
+    Leave(u64),
+}
+
+impl Change {
+    /// Its bytes in the log.
+    pub fn to_bytes(self) -> [u8; 9] {
+        let (kind, replica) = match self {
+            Self::Follow(replica) => (1, replica),
+            Self::Vote(replica) => (2, replica),
+            Self::Leave(replica) => (3, replica),
+        };
+        let mut bytes = [kind; 9];
+        bytes[1..].copy_from_slice(&u64::to_be_bytes(replica));
+        bytes
+    }
+
+    /// From its bytes in the log.
+    pub fn read(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(bytes);
+        let kind = reader.u8()?;
+        let replica = reader.u64()?;
+        reader.end()?;
+        match kind {
+            1 => Ok(Self::Follow(replica)),
+            2 => Ok(Self::Vote(replica)),
+            3 => Ok(Self::Leave(replica)),
+            _ => Err(Malformed),
+        }
+    }
+
+    fn to_raft(self) -> ConfChangeV2 {
+        let (kind, replica) = match self {
+            Self::Follow(replica) => (ConfChangeType::AddLearnerNode, replica),
+            Self::Vote(replica) => (ConfChangeType::AddNode, replica),
+            Self::Leave(replica) => (ConfChangeType::RemoveNode, replica),
+        };
+        let single = ConfChangeSingle { change_type: kind, node_id: replica, ..ConfChangeSingle::default() };
+        ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() }
+    }
 }
 
 /// What a restarted replica knows.
@@ -51,6 +145,8 @@ pub struct Restored {
     pub snapshot_index: u64,
     /// Term of that index.
     pub snapshot_term: u64,
+    /// The group at that index; empty: not told yet.
+    pub conf: Conf,
     /// Entries above the snapshot, without gaps.
     pub entries: Vec<LogEntry>,
 }
@@ -60,6 +156,8 @@ pub struct Restored {
 pub struct Round {
     /// Names this round for [`Consensus::persisted`].
     pub number: u64,
+    /// The state that was staged replaces ours, before anything else of this round.
+    pub snapshot: Option<SnapshotMark>,
     /// To be on stable storage before `persisted(number)`.
     pub hard: Option<Hard>,
     /// To be on stable storage before `persisted(number)`.
@@ -70,6 +168,17 @@ pub struct Round {
     pub must_sync: bool,
 }
 
+/// How far another replica is, as its leader knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Highest index it has on stable storage.
+    pub matched: u64,
+    /// It was heard from within the last election timeout.
+    pub is_active: bool,
+    /// It is being caught up by a snapshot.
+    pub takes_snapshot: bool,
+}
+
 /// Entries in memory, as the crate wants to read them: synchronously.
 struct Memory {
     hard: HardState,
@@ -77,6 +186,13 @@ struct Memory {
     /// Index and term just before the first entry held.
     floor: (u64, u64),
     entries: VecDeque<Entry>,
+    entry_bytes: u64,
+    /// Index and term of what was applied last: what a snapshot would cover.
+    applied: (u64, u64),
+}
+
+fn cost(entry: &Entry) -> u64 {
+    entry.data.len() as u64 + ENTRY_OVERHEAD_BYTES
 }
 
 impl Memory {
@@ -87,17 +203,32 @@ impl Memory {
     fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
         assert!(first.index > self.floor.0 && first.index <= self.last() + 1, "entries follow without a gap");
-        self.entries.truncate((first.index - self.floor.0 - 1) as usize);
+        while self.last() >= first.index {
+            let gone = self.entries.pop_back().expect("the last is above the floor");
+            self.entry_bytes -= cost(&gone);
+        }
+        self.entry_bytes += entries.iter().map(cost).sum::<u64>();
         self.entries.extend(entries.iter().cloned());
     }
 
-    fn forget_to(&mut self, index: u64) {
+    /// Drops entries up to `index` that nobody needs, and those that too many wait for.
+    fn forget_to(&mut self, needed_above: u64, index: u64) {
         while let Some(front) = self.entries.front()
             && front.index <= index
+            && (front.index <= needed_above || self.entry_bytes > RETAINED_BYTES_MAX)
         {
             self.floor = (front.index, front.term);
+            self.entry_bytes -= cost(front);
             self.entries.pop_front();
         }
+    }
+
+    fn restore(&mut self, index: u64, term: u64, conf: ConfState) {
+        self.floor = (index, term);
+        self.entries.clear();
+        self.entry_bytes = 0;
+        self.conf = conf;
+        self.applied = (index, term);
     }
 }
 
@@ -152,8 +283,18 @@ impl Storage for Memory {
         Ok(self.last())
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    /// Only its mark: whoever is told of it asks for the state itself.
+    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        if self.applied.0 < request_index.max(1) {
+            return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        }
+        let mark = SnapshotMark {
+            index: self.applied.0,
+            term: self.applied.1,
+            voters: self.conf.voters.clone(),
+            learners: self.conf.learners.clone(),
+        };
+        Ok(snapshot_to_raft(mark))
     }
 }
 
@@ -161,13 +302,21 @@ impl Storage for Memory {
 pub struct Consensus {
     raw: RawNode<Memory>,
     seed: u64,
+    /// What may be told others only when the round with this number is on stable storage.
+    held: VecDeque<(u64, Vec<Message>)>,
+    /// What is to be told others now.
+    outbox: Vec<Message>,
+    /// The latest round that is on stable storage, and the latest there was.
+    rounds: (u64, u64),
+    /// What a leader told this replica to have that it has not: its disk was rolled back.
+    amnesia: bool,
 }
 
 impl Consensus {
-    /// A replica named `id` in a group whose voters are `voters`, resuming from what its disk holds.
+    /// A replica named `id`, resuming from what its disk holds.
     ///
     /// `seed` decides election timeouts; equal seeds and inputs give equal behaviour.
-    pub fn new(id: u64, voters: &[u64], restored: Restored, seed: u64) -> Self {
+    pub fn new(id: u64, restored: Restored, seed: u64) -> Self {
         let hard = HardState {
             term: restored.hard.term.max(restored.snapshot_term),
             vote: restored.hard.vote,
@@ -176,9 +325,11 @@ impl Consensus {
         };
         let mut memory = Memory {
             hard,
-            conf: ConfState::from((voters.to_vec(), Vec::new())),
+            conf: ConfState::from((restored.conf.voters, restored.conf.learners)),
             floor: (restored.snapshot_index, restored.snapshot_term),
             entries: VecDeque::new(),
+            entry_bytes: 0,
+            applied: (restored.snapshot_index, restored.snapshot_term),
         };
         let entries: Vec<Entry> = restored.entries.into_iter().map(to_raft).collect();
         memory.append(&entries);
@@ -188,8 +339,8 @@ impl Consensus {
             election_tick: ELECTION_TICKS,
             heartbeat_tick: HEARTBEAT_TICKS,
             applied: restored.snapshot_index,
-            max_size_per_msg: 4 << 20,
-            max_inflight_msgs: 256,
+            max_size_per_msg: APPEND_BYTES_MAX,
+            max_inflight_msgs: APPENDS_IN_FLIGHT_MAX,
             check_quorum: true,
             pre_vote: true,
             batch_append: true,
@@ -199,25 +350,107 @@ impl Consensus {
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = RawNode::new(&config, memory, &logger).expect("a constant configuration and a checked log");
-        let mut consensus = Self { raw, seed };
+        let mut consensus =
+            Self { raw, seed, held: VecDeque::new(), outbox: Vec::new(), rounds: (0, 0), amnesia: false };
         consensus.reseed();
         consensus
     }
 
     /// Time passed: one tick. A group of one voter elects itself at its first.
     pub fn tick(&mut self) {
-        let alone = self.raw.raft.prs().conf().voters().ids().len() == 1;
+        let alone = self.is_alone() && self.rounds.0 == self.rounds.1;
         if alone && self.raw.raft.state != StateRole::Leader {
-            self.raw.campaign().expect("campaigning is always allowed to a voter");
+            self.campaign();
         } else {
             self.raw.tick();
         }
         self.reseed();
     }
 
+    fn is_alone(&self) -> bool {
+        let voters = self.raw.raft.prs().conf().voters().ids();
+        voters.len() == 1 && voters.contains(self.raw.raft.id)
+    }
+
+    /// Asks the others whether this replica may lead.
+    pub fn campaign(&mut self) {
+        if self.raw.raft.promotable() {
+            self.raw.campaign().expect("campaigning is always allowed to a voter");
+        }
+        self.reseed();
+    }
+
+    /// The leader's process is gone: this replica believes in it no more, and lets others campaign.
+    pub fn forget_leader(&mut self) {
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Follower {
+            let term = raft.term;
+            raft.become_follower(term, 0);
+        }
+        self.reseed();
+    }
+
+    /// This replica leads without effect: it makes room for another.
+    pub fn step_down(&mut self) {
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Leader {
+            let term = raft.term;
+            raft.become_follower(term, 0);
+        }
+        self.reseed();
+    }
+
+    /// Hands the lead to `replica`, once it has everything.
+    pub fn transfer(&mut self, replica: u64) {
+        self.raw.transfer_leader(replica);
+    }
+
+    /// Whether the lead is being handed over; nothing can be proposed meanwhile.
+    pub fn is_transferring(&self) -> bool {
+        self.raw.raft.lead_transferee.is_some()
+    }
+
+    /// Takes what another replica says. What makes no sense is dropped.
+    pub fn step(&mut self, message: Message) {
+        let held = self.raw.raft.raft_log.last_index();
+        if message.kind == MessageKind::Heartbeat && message.commit > held {
+            // A leader says only what this replica once promised to have.
+            self.amnesia = true;
+            return;
+        }
+        // What the crate refuses comes from a replica that is no member any more.
+        let _ = self.raw.step(message_to_raft(message));
+        self.reseed();
+    }
+
+    /// Whether the next round replaces the state.
+    pub fn has_snapshot(&self) -> bool {
+        self.raw.snap().is_some_and(|snapshot| !snapshot.is_empty())
+    }
+
+    /// Whether a leader knows more of this replica's log than its disk: the disk was rolled back.
+    pub fn has_amnesia(&self) -> bool {
+        self.amnesia
+    }
+
+    /// `replica` cannot be reached now: appends to it are not pipelined until it answers.
+    pub fn unreachable(&mut self, replica: u64) {
+        if self.raw.raft.state == StateRole::Leader {
+            self.raw.report_unreachable(replica);
+            if self.progress(replica).is_some_and(|progress| progress.takes_snapshot) {
+                self.raw.report_snapshot(replica, SnapshotStatus::Failure);
+            }
+        }
+    }
+
     /// Whether this replica may propose.
     pub fn is_leader(&self) -> bool {
         self.raw.raft.state == StateRole::Leader
+    }
+
+    /// Whether this replica votes.
+    pub fn is_voter(&self) -> bool {
+        self.raw.raft.promotable()
     }
 
     /// The reign this replica knows of.
@@ -230,10 +463,42 @@ impl Consensus {
         self.raw.raft.leader_id
     }
 
-    /// Appends `data` to the log of the leader. Returns its index, or `None` where this replica does not lead.
+    /// Highest index in the log, on stable storage or not.
+    pub fn last_index(&self) -> u64 {
+        self.raw.raft.raft_log.last_index()
+    }
+
+    /// Highest index known to be committed.
+    pub fn committed(&self) -> u64 {
+        self.raw.raft.raft_log.committed
+    }
+
+    /// How far `replica` is; only a leader knows.
+    pub fn progress(&self, replica: u64) -> Option<Progress> {
+        let raft = &self.raw.raft;
+        let progress = raft.prs().get(replica)?;
+        Some(Progress {
+            matched: progress.matched,
+            is_active: progress.recent_active || replica == raft.id,
+            takes_snapshot: progress.state == ProgressState::Snapshot,
+        })
+    }
+
+    /// Appends `data` to the log of the leader. Returns its index, or `None` where this replica cannot propose.
     pub fn propose(&mut self, data: Vec<u8>) -> Option<u64> {
         self.raw.propose(Vec::new(), data).ok()?;
-        Some(self.raw.raft.raft_log.last_index())
+        Some(self.last_index())
+    }
+
+    /// Proposes a step to another set of replicas. Returns whether it was taken; there is one at a time.
+    pub fn propose_change(&mut self, change: Change) -> bool {
+        !self.is_changing()
+            && self.raw.propose_conf_change(change.to_bytes().to_vec(), change.to_raft()).is_ok()
+    }
+
+    /// Whether a change of the group is under way.
+    pub fn is_changing(&self) -> bool {
+        self.raw.raft.has_pending_conf()
     }
 
     /// The next round of work, if there is any. Its entries count as held in memory from now on.
@@ -242,6 +507,12 @@ impl Consensus {
             return None;
         }
         let mut ready = self.raw.ready();
+        let number = ready.number();
+        let snapshot = (!ready.snapshot().is_empty()).then(|| mark_of(ready.snapshot()));
+        if let Some(mark) = &snapshot {
+            let conf = ConfState::from((mark.voters.clone(), mark.learners.clone()));
+            self.raw.mut_store().restore(mark.index, mark.term, conf);
+        }
         let hard = ready.hs().map(|hard| Hard { term: hard.term, vote: hard.vote, commit: hard.commit });
         let entries = ready.take_entries();
         self.raw.mut_store().append(&entries);
@@ -249,13 +520,21 @@ impl Consensus {
             self.raw.mut_store().hard = hard.clone();
         }
         let committed = ready.take_committed_entries();
+        self.outbox.extend(ready.take_messages().into_iter().filter_map(message_from_raft));
+        let promises: Vec<Message> =
+            ready.take_persisted_messages().into_iter().filter_map(message_from_raft).collect();
+        if !promises.is_empty() {
+            self.held.push_back((number, promises));
+        }
         let round = Round {
-            number: ready.number(),
+            number,
+            snapshot,
             hard: hard.filter(|_| ready.must_sync()),
             must_sync: ready.must_sync(),
             entries: entries.into_iter().map(from_raft).collect(),
             committed: committed.into_iter().map(from_raft).collect(),
         };
+        self.rounds.1 = number;
         self.raw.advance_append_async(ready);
         self.reseed();
         Some(round)
@@ -263,14 +542,51 @@ impl Consensus {
 
     /// Everything of rounds up to `number` is on stable storage.
     pub fn persisted(&mut self, number: u64) {
+        self.rounds.0 = number;
         self.raw.on_persist_ready(number);
+        while self.held.front().is_some_and(|(round, _)| *round <= number) {
+            let (_, promises) = self.held.pop_front().expect("looked at above");
+            self.outbox.extend(promises);
+        }
         self.reseed();
+    }
+
+    /// What is to be told other replicas now.
+    pub fn take_messages(&mut self) -> Vec<Message> {
+        std::mem::take(&mut self.outbox)
+    }
+
+    /// A committed change of the group takes effect. Returns the group from now on.
+    pub fn apply_change(&mut self, change: Change) -> Conf {
+        // One that asks for what is so already, or would leave nobody, changes nothing.
+        if let Ok(conf) = self.raw.apply_conf_change(&change.to_raft()) {
+            self.raw.mut_store().conf = conf;
+        }
+        self.reseed();
+        self.conf()
+    }
+
+    /// The group as of what was applied.
+    pub fn conf(&self) -> Conf {
+        let conf = &self.raw.store().conf;
+        Conf { voters: conf.voters.clone(), learners: conf.learners.clone() }.sorted()
     }
 
     /// Everything up to `index` was applied; entries below need not be held in memory any more.
     pub fn applied(&mut self, index: u64) {
+        let term = self.raw.store().term(index).unwrap_or(self.raw.store().applied.1);
         self.raw.advance_apply_to(index);
-        self.raw.mut_store().forget_to(index);
+        let raft = &self.raw.raft;
+        let needed_above = if raft.prs().iter().count() <= 1 {
+            index
+        } else if raft.state == StateRole::Leader {
+            raft.prs().iter().map(|(_, progress)| progress.matched).min().unwrap_or(index)
+        } else {
+            0
+        };
+        let memory = self.raw.mut_store();
+        memory.applied = (index, term);
+        memory.forget_to(needed_above, index);
     }
 
     /// The latest hard state, for snapshots.
@@ -304,24 +620,117 @@ pub(crate) fn mix(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
+/// A membership entry carries our bytes beside the crate's own, which nobody but the proposer ever reads.
 fn to_raft(entry: LogEntry) -> Entry {
-    Entry {
-        entry_type: EntryType::EntryNormal,
-        index: entry.index,
-        term: entry.term,
-        data: entry.data,
-        ..Entry::default()
+    let LogEntry { index, term, kind, data } = entry;
+    match kind {
+        EntryKind::Normal => {
+            Entry { entry_type: EntryType::EntryNormal, index, term, data, ..Entry::default() }
+        }
+        EntryKind::Membership => {
+            Entry { entry_type: EntryType::EntryConfChangeV2, index, term, context: data, ..Entry::default() }
+        }
     }
 }
 
 fn from_raft(entry: Entry) -> LogEntry {
-    debug_assert_eq!(entry.entry_type, EntryType::EntryNormal, "membership does not change yet");
-    LogEntry { index: entry.index, term: entry.term, data: entry.data }
+    let Entry { entry_type, index, term, data, context, .. } = entry;
+    match entry_type {
+        EntryType::EntryNormal => LogEntry { index, term, kind: EntryKind::Normal, data },
+        _ => LogEntry { index, term, kind: EntryKind::Membership, data: context },
+    }
+}
+
+fn snapshot_to_raft(mark: SnapshotMark) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    let metadata = snapshot.mut_metadata();
+    metadata.index = mark.index;
+    metadata.term = mark.term;
+    metadata.set_conf_state(ConfState::from((mark.voters, mark.learners)));
+    snapshot
+}
+
+fn mark_of(snapshot: &Snapshot) -> SnapshotMark {
+    let metadata = snapshot.get_metadata();
+    let conf = metadata.get_conf_state();
+    SnapshotMark {
+        index: metadata.index,
+        term: metadata.term,
+        voters: conf.voters.clone(),
+        learners: conf.learners.clone(),
+    }
+}
+
+const KINDS: [(MessageKind, MessageType); 11] = [
+    (MessageKind::Append, MessageType::MsgAppend),
+    (MessageKind::AppendResponse, MessageType::MsgAppendResponse),
+    (MessageKind::RequestVote, MessageType::MsgRequestVote),
+    (MessageKind::RequestVoteResponse, MessageType::MsgRequestVoteResponse),
+    (MessageKind::RequestPreVote, MessageType::MsgRequestPreVote),
+    (MessageKind::RequestPreVoteResponse, MessageType::MsgRequestPreVoteResponse),
+    (MessageKind::Heartbeat, MessageType::MsgHeartbeat),
+    (MessageKind::HeartbeatResponse, MessageType::MsgHeartbeatResponse),
+    (MessageKind::Snapshot, MessageType::MsgSnapshot),
+    (MessageKind::TimeoutNow, MessageType::MsgTimeoutNow),
+    (MessageKind::TransferLeader, MessageType::MsgTransferLeader),
+];
+
+fn message_to_raft(message: Message) -> eraftpb::Message {
+    let kind = KINDS.iter().find(|(ours, _)| *ours == message.kind).expect("only these kinds travel").1;
+    let mut raft = eraftpb::Message {
+        msg_type: kind,
+        from: message.from,
+        to: message.to,
+        term: message.term,
+        log_term: message.log_term,
+        index: message.index,
+        commit: message.commit,
+        commit_term: message.commit_term,
+        reject: message.reject,
+        reject_hint: message.reject_hint,
+        request_snapshot: message.request_snapshot,
+        context: message.context,
+        entries: message.entries.into_iter().map(to_raft).collect::<Vec<_>>().into(),
+        ..eraftpb::Message::default()
+    };
+    if let Some(mark) = message.snapshot {
+        raft.set_snapshot(snapshot_to_raft(mark));
+    }
+    raft
+}
+
+fn message_from_raft(mut raft: eraftpb::Message) -> Option<Message> {
+    let kind = KINDS.iter().find(|(_, theirs)| *theirs == raft.msg_type)?.0;
+    let snapshot = (kind == MessageKind::Snapshot).then(|| mark_of(raft.get_snapshot()));
+    Some(Message {
+        kind,
+        from: raft.from,
+        to: raft.to,
+        term: raft.term,
+        log_term: raft.log_term,
+        index: raft.index,
+        commit: raft.commit,
+        commit_term: raft.commit_term,
+        reject: raft.reject,
+        reject_hint: raft.reject_hint,
+        request_snapshot: raft.request_snapshot,
+        context: std::mem::take(&mut raft.context),
+        entries: raft.take_entries().into_iter().map(from_raft).collect(),
+        snapshot,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn founded() -> Restored {
+        Restored { snapshot_index: 1, snapshot_term: 1, conf: Conf::alone(1), ..Restored::default() }
+    }
+
+    fn entry(index: u64, term: u64, data: &'static str) -> LogEntry {
+        LogEntry { index, term, kind: EntryKind::Normal, data: data.into() }
+    }
 
     fn run(consensus: &mut Consensus, persist: bool) -> (Vec<LogEntry>, Vec<LogEntry>) {
         let (mut stored, mut committed) = (Vec::new(), Vec::new());
@@ -341,7 +750,7 @@ mod tests {
 
     #[test]
     fn a_single_voter_leads_after_its_vote_is_stored() {
-        let mut consensus = Consensus::new(1, &[1], Restored::default(), 0);
+        let mut consensus = Consensus::new(1, founded(), 0);
         consensus.tick();
         let (stored, committed) = run(&mut consensus, true);
         assert!(consensus.is_leader());
@@ -351,7 +760,7 @@ mod tests {
 
     #[test]
     fn nothing_is_committed_before_it_is_stored() {
-        let mut consensus = Consensus::new(1, &[1], Restored::default(), 0);
+        let mut consensus = Consensus::new(1, founded(), 0);
         consensus.tick();
         run(&mut consensus, true);
         let index = consensus.propose(b"x".to_vec()).unwrap();
@@ -366,13 +775,10 @@ mod tests {
 
     #[test]
     fn a_restarted_voter_commits_what_it_had_stored_in_a_higher_term() {
-        let entries = vec![
-            LogEntry { index: 6, term: 2, data: "a".into() },
-            LogEntry { index: 7, term: 2, data: "b".into() },
-        ];
+        let entries = vec![entry(6, 2, "a"), entry(7, 2, "b")];
         let hard = Hard { term: 2, vote: 1, commit: 5 };
-        let restored = Restored { hard, snapshot_index: 5, snapshot_term: 1, entries };
-        let mut consensus = Consensus::new(1, &[1], restored, 0);
+        let restored = Restored { hard, snapshot_index: 5, snapshot_term: 1, conf: Conf::alone(1), entries };
+        let mut consensus = Consensus::new(1, restored, 0);
         consensus.tick();
         let (stored, committed) = run(&mut consensus, true);
         assert_eq!(stored.iter().map(|entry| (entry.index, entry.term)).collect::<Vec<_>>(), [(8, 3)]);

@@ -17,7 +17,10 @@ use swarmmq_protocol::{
     time::WallTime,
 };
 
-use super::codec::{Malformed, Reader, put_text};
+use super::{
+    codec::{Malformed, Reader, put_text},
+    member::NodeEvent,
+};
 
 /// Version of the entry layout.
 const ENTRY_VERSION: u8 = 1;
@@ -54,6 +57,21 @@ impl Settings {
     /// Dead-letter queues keep their messages until somebody settles them.
     pub(super) fn for_dead_letters(&self) -> Self {
         Self { min_age: Duration::ZERO, ..self.clone() }
+    }
+
+    /// Its bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(24);
+        self.put(&mut out);
+        out
+    }
+
+    /// From its bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(bytes);
+        let settings = Self::read(&mut reader)?;
+        reader.end()?;
+        Ok(settings)
     }
 
     pub(super) fn put(&self, out: &mut Vec<u8>) {
@@ -137,6 +155,8 @@ pub struct Returned {
 /// An event of the cluster's own shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CatalogEvent {
+    /// Something about the nodes of the cluster.
+    Node(NodeEvent),
     /// A named producer begins its next life.
     ProducerTaken {
         /// Which.
@@ -406,6 +426,21 @@ impl Event {
         }
     }
 
+    /// Its bytes, outside of any entry.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.put(&mut out);
+        out
+    }
+
+    /// From its bytes.
+    pub fn from_bytes(bytes: &Bytes) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(bytes);
+        let event = Self::read(&mut reader, bytes)?;
+        reader.end()?;
+        Ok(event)
+    }
+
     fn read(reader: &mut Reader<'_>, entry: &Bytes) -> Result<Self, Malformed> {
         Ok(match reader.u8()? {
             1 => {
@@ -604,6 +639,10 @@ fn read_returned(reader: &mut Reader<'_>) -> Result<Returned, Malformed> {
 
 fn put_catalog(out: &mut Vec<u8>, event: &CatalogEvent) {
     match event {
+        CatalogEvent::Node(event) => {
+            out.push(70);
+            event.put(out);
+        }
         CatalogEvent::ProducerTaken { name } => {
             out.push(69);
             put_text(out, name.as_str());
@@ -649,6 +688,7 @@ fn read_catalog(kind: u8, reader: &mut Reader<'_>) -> Result<CatalogEvent, Malfo
         69 => {
             CatalogEvent::ProducerTaken { name: ProducerName::parse(reader.text()?).map_err(|_| Malformed)? }
         }
+        70 => CatalogEvent::Node(NodeEvent::read(reader)?),
         66 => CatalogEvent::AddressRemoved { address: read_address(reader)? },
         67 => {
             let (address, group) = read_group(reader)?;

@@ -10,7 +10,10 @@ pub mod consensus;
 pub mod dedup;
 pub mod delivery;
 pub mod event;
+pub mod intake;
+pub mod member;
 pub mod queue;
+mod replication;
 pub mod restore;
 pub mod snapshot;
 pub mod state;
@@ -19,8 +22,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use swarmmq_protocol::{
-    error::Code,
-    id::{Address, Attempt, GroupName, Offset, ProducerEpoch, ProducerId, Sequence, ShardId, Term},
+    consensus::{EntryKind, Message},
+    error::{Code, Outcome as Fate},
+    id::{Address, Attempt, GroupName, NodeId, Offset, ProducerEpoch, ProducerId, Sequence, ShardId, Term},
     time::{Instant, WallTime},
 };
 
@@ -30,6 +34,7 @@ use self::{
     dedup::Verdict,
     delivery::{Credits, Delivered, Delivery, Expired, Joining, LeaseLost, Needs, Settlement, SubscriberId},
     event::{Entry, EntryWriter, Event, Order},
+    intake::{Intake, Wanted},
     state::{Outcome, Placed, PlacedRun, State},
 };
 use crate::{
@@ -46,8 +51,12 @@ pub const RECORD_HARD: u8 = 1;
 pub const RECORD_ENTRY: u8 = 2;
 /// Log record: part of a snapshot.
 pub const RECORD_SNAPSHOT: u8 = 3;
-/// Log record: a live message copied out of an old segment.
+/// Log record: a live message copied out of an old segment, or fetched from another replica.
 pub const RECORD_MOVED: u8 = 4;
+/// Log record: one entry that changes the group of replicas.
+pub const RECORD_MEMBERSHIP: u8 = 5;
+/// Log record: part of a state taken over from another replica; what was in the log before is void.
+pub const RECORD_INSTALLED: u8 = 6;
 
 /// An entry is closed when it is this long.
 const ENTRY_BYTES: usize = 1 << 20;
@@ -73,6 +82,17 @@ pub enum Answer {
     Refused(Code),
     /// Perhaps done: the shard lost its leader or its log before it could tell.
     Unknown(Code),
+    /// A consumer takes part from now on; which of what it said to hold is lost.
+    Joined {
+        /// The reign that feeds it.
+        term: Term,
+        /// Not its any more.
+        lost: Vec<Offset>,
+    },
+    /// How each settlement of a list ended: what became of it, and the code where it is not done.
+    Settled(Vec<(Fate, Option<Code>)>),
+    /// Bytes of an answer that only the asking room reads.
+    Found(Bytes),
 }
 
 /// What a shard wants done.
@@ -86,6 +106,12 @@ pub struct Work {
     pub expired: Vec<Expired>,
     /// To be read from the log, in bytes.
     pub reads: Vec<(Position, u32)>,
+    /// For other replicas of the shard.
+    pub messages: Vec<Message>,
+    /// What a state being taken over wants from the leader's node.
+    pub wanted: Vec<(NodeId, Wanted)>,
+    /// The group of replicas changed, or who leads.
+    pub regrouped: bool,
     /// Consensus rounds that wait for the records appended since the last batch to be on stable storage.
     pub rounds: Vec<u64>,
 }
@@ -115,6 +141,8 @@ struct Building {
 #[derive(Debug)]
 pub struct Shard {
     id: ShardId,
+    /// Its name in the group.
+    replica: u64,
     consensus: Consensus,
     state: State,
     delivery: Delivery,
@@ -130,6 +158,19 @@ pub struct Shard {
     proposed: BTreeMap<ProducerId, (ProducerEpoch, Sequence)>,
     applied_term: u64,
     stamp: WallTime,
+    /// The term in which this replica leads, as of the latest round.
+    reign: Option<u64>,
+    /// Another replica's state on its way.
+    intake: Option<Intake>,
+    seed: u64,
+    /// When to ask for the lead without waiting for an election timeout.
+    campaign_at: Option<Instant>,
+    /// Since when a leader has proposals that do not commit, and the commit index then.
+    stalled_since: Option<(Instant, u64)>,
+    /// The group goes on without this replica.
+    leaving: bool,
+    /// When replicas being caught up last asked for something.
+    pulled_at: BTreeMap<u64, Instant>,
     next_tick: Instant,
     next_aging: Instant,
     forget_at: WallTime,
@@ -333,15 +374,24 @@ impl Shard {
         if self.stopped.is_none() {
             self.stopped = Some(why.to_owned());
         }
+        self.end_reign(Code::LogStopped, work);
+    }
+
+    /// Whoever waits learns that this replica cannot tell; leases of the reign are void.
+    fn end_reign(&mut self, code: Code, work: &mut Work) {
         let building = std::mem::take(&mut self.building);
         let unproposed = self.closed.drain(..).map(|(_, tickets)| tickets).chain([building.tickets]);
         for ticket in unproposed.flatten().flatten() {
-            work.answers.push((ticket, Answer::Refused(Code::LogStopped)));
+            work.answers.push((ticket, Answer::Refused(code)));
         }
         for ticket in self.waiting.drain(..).flat_map(|(_, tickets)| tickets).flatten() {
-            work.answers.push((ticket, Answer::Unknown(Code::LogStopped)));
+            work.answers.push((ticket, Answer::Unknown(code)));
         }
         self.delivery.end();
+        self.proposed.clear();
+        self.reign = None;
+        self.stalled_since = None;
+        self.pulled_at.clear();
     }
 
     /// Bytes of the log that were asked for. What the disk does not give back is as bad as what does not check: with one
@@ -371,9 +421,11 @@ impl Shard {
         if self.stopped.is_some() {
             return None;
         }
-        let tick = (!self.consensus.is_leader()).then_some(self.next_tick);
-        let aging = self.needs_aging().then_some(self.next_aging);
-        [tick, aging, self.delivery.next_wake()].into_iter().flatten().min()
+        let alone = self.consensus.is_leader() && self.state.conf.members().count() == 1;
+        let tick = (!self.state.conf.is_empty() && !alone).then_some(self.next_tick);
+        let aging = (self.is_serving() && self.needs_aging()).then_some(self.next_aging);
+        let patience = self.intake.as_ref().map(Intake::patience_ends);
+        [tick, aging, patience, self.campaign_at, self.delivery.next_wake()].into_iter().flatten().min()
     }
 
     fn needs_aging(&self) -> bool {
@@ -389,10 +441,12 @@ impl Shard {
         if self.stopped.is_some() {
             return;
         }
+        self.retire(log, work);
         self.pass_time(now, work);
+        self.advance_intake(now, work);
         // What is applied may ask for more events, which go into the same batch.
         for _ in 0..4 {
-            self.propose_pushed(now);
+            self.propose_pushed(now, work);
             self.rounds(now, log, work);
             let mut needs = Needs::default();
             if self.delivery.is_serving() {
@@ -417,10 +471,7 @@ impl Shard {
     }
 
     fn pass_time(&mut self, now: Now, work: &mut Work) {
-        if now.monotonic >= self.next_tick {
-            self.consensus.tick();
-            self.next_tick = now.monotonic + std::time::Duration::from_millis(consensus::TICK_MILLIS);
-        }
+        self.tick(now, work);
         if !self.delivery.is_serving() {
             return;
         }
@@ -462,21 +513,29 @@ impl Shard {
         }
     }
 
-    fn propose_pushed(&mut self, now: Now) {
+    fn propose_pushed(&mut self, now: Now, work: &mut Work) {
         if !self.building.entry.is_empty() {
             let building = std::mem::take(&mut self.building);
             self.closed.push_back((building.entry, building.tickets));
         }
         while let Some((entry, tickets)) = self.closed.pop_front() {
             self.stamp = self.stamp.max(self.state.time).max(now.wall);
-            let index =
-                self.consensus.propose(entry.finish(self.stamp)).expect("only a leader collects events");
-            self.waiting.push_back((index, tickets));
+            match self.consensus.propose(entry.finish(self.stamp)) {
+                Some(index) => self.waiting.push_back((index, tickets)),
+                // The lead is being handed over, or is lost since these events were taken.
+                None => work.answers.extend(
+                    tickets.into_iter().flatten().map(|ticket| (ticket, Answer::Refused(Code::NotLeader))),
+                ),
+            }
         }
     }
 
     fn rounds(&mut self, now: Now, log: &mut Writer, work: &mut Work) {
         while let Some(round) = self.consensus.round() {
+            self.follow_reign(work);
+            if let Some(mark) = &round.snapshot {
+                self.install(mark, log, work);
+            }
             if let Some(hard) = round.hard {
                 let mut body = [0; 24];
                 body[..8].copy_from_slice(&hard.term.to_be_bytes());
@@ -485,7 +544,14 @@ impl Shard {
                 log.append(RECORD_HARD, self.id.0, 0, hard.term, &[&body]);
             }
             for entry in round.entries {
-                let place = log.append(RECORD_ENTRY, self.id.0, entry.index, entry.term, &[&entry.data]);
+                let kind = match entry.kind {
+                    EntryKind::Normal => RECORD_ENTRY,
+                    EntryKind::Membership => RECORD_MEMBERSHIP,
+                };
+                while self.places.back().is_some_and(|(index, ..)| *index >= entry.index) {
+                    self.places.pop_back();
+                }
+                let place = log.append(kind, self.id.0, entry.index, entry.term, &[&entry.data]);
                 self.log_bytes_since_snapshot += entry.data.len() as u64 + 64;
                 self.places.push_back((entry.index, entry.term, place));
                 self.cache.wrote(place, entry.data);
@@ -502,6 +568,8 @@ impl Shard {
                 self.consensus.persisted(round.number);
             }
         }
+        self.follow_reign(work);
+        work.messages.extend(self.consensus.take_messages());
     }
 
     fn apply(&mut self, now: Now, entry: LogEntry, work: &mut Work) {
@@ -516,7 +584,9 @@ impl Shard {
             Some((waiting, _)) if *waiting == index => self.waiting.pop_front().expect("looked at above").1,
             _ => Vec::new(),
         };
-        if !entry.data.is_empty() {
+        if entry.kind == EntryKind::Membership {
+            self.regroup(&entry.data, work);
+        } else if !entry.data.is_empty() {
             let read = Entry::read(&entry.data).expect("this shard proposed it and its checksum holds");
             let mut tickets = tickets.into_iter().chain(std::iter::repeat(None));
             for event in &read.events {
@@ -545,6 +615,7 @@ impl Shard {
             self.proposed.clear();
             self.state.relocated.clear();
             self.delivery.begin(now.monotonic, self.state.next_offset);
+            work.regrouped = true;
         }
     }
 
@@ -573,7 +644,8 @@ impl Shard {
 
     /// Oldest segment whose records this shard still needs, beside live messages.
     pub fn floor_segment(&self) -> u32 {
-        self.floor_segment
+        // A state being taken over points into segments that ours may let go meanwhile.
+        if self.intake.is_some() { 0 } else { self.floor_segment }
     }
 
     /// Bytes of the latest snapshot.
@@ -589,6 +661,10 @@ impl Shard {
     /// Appends a snapshot of the state. Returns the oldest segment needed once it is on stable storage; the caller
     /// reports that with [`Shard::snapshot_synced`].
     pub fn write_snapshot(&mut self, log: &mut Writer) -> u32 {
+        self.put_snapshot(RECORD_SNAPSHOT, log)
+    }
+
+    fn put_snapshot(&mut self, kind: u8, log: &mut Writer) -> u32 {
         let hard = self.consensus.hard();
         let mut head = Vec::with_capacity(24);
         for number in [hard.term, hard.vote, hard.commit] {
@@ -601,13 +677,8 @@ impl Shard {
             let mut numbers = [0; 8];
             numbers[..4].copy_from_slice(&(part as u32).to_be_bytes());
             numbers[4..].copy_from_slice(&(parts.len() as u32).to_be_bytes());
-            let place = log.append(
-                RECORD_SNAPSHOT,
-                self.id.0,
-                self.state.applied,
-                self.applied_term,
-                &[&numbers, &head, chunk],
-            );
+            let place =
+                log.append(kind, self.id.0, self.state.applied, self.applied_term, &[&numbers, &head, chunk]);
             first.get_or_insert(place.segment);
         }
         self.log_bytes_since_snapshot = 0;
@@ -656,10 +727,7 @@ impl Shard {
             self.stop(&rotten(address, offset), work);
             return None;
         }
-        let mut head = Vec::with_capacity(address.as_str().len() + 2);
-        codec::put_text(&mut head, address.as_str());
-        let place = log.append(RECORD_MOVED, self.id.0, offset.0, 0, &[&head, sealed]);
-        Some(Position { segment: place.segment, offset: place.offset + head.len() as u32 })
+        Some(replication::put_moved(log, self.id.0, address, offset.0, sealed))
     }
 
     /// The copy is on stable storage: the message lies there from now on.

@@ -8,17 +8,19 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use swarmmq_protocol::{
+    consensus::EntryKind,
     id::{Address, ShardId},
     time::{Instant, WallTime},
 };
 
 use super::{
-    Building, RECORD_ENTRY, RECORD_HARD, RECORD_MOVED, RECORD_SNAPSHOT, Shard,
+    Building, RECORD_ENTRY, RECORD_HARD, RECORD_INSTALLED, RECORD_MEMBERSHIP, RECORD_MOVED, RECORD_SNAPSHOT,
+    Shard,
     cache::Cache,
     codec::Reader,
     consensus::{Consensus, Hard, LogEntry, Restored},
     delivery::Delivery,
-    state::State,
+    state::{FOUNDING_INDEX, State},
 };
 use crate::{
     log::{Position, RecordRef},
@@ -44,11 +46,11 @@ impl std::error::Error for RestoreError {}
 
 /// Who rebuilds a shard, and how it is to behave.
 #[derive(Clone, Copy, Debug)]
-pub struct Replica<'a> {
+pub struct Replica {
     /// Its name in the consensus group.
     pub id: u64,
-    /// Everybody's who votes.
-    pub voters: &'a [u64],
+    /// Its disk made the cluster: without a snapshot its groups begin with this replica alone.
+    pub is_founder: bool,
     /// Of everything random that is no secret.
     pub seed: u64,
     /// How far ahead of deliveries the horizon is logged, in messages.
@@ -66,6 +68,7 @@ struct Snapshot {
     hard: Hard,
     bytes: Vec<u8>,
     segment: u32,
+    installed: bool,
 }
 
 /// What the log told about one shard so far.
@@ -74,7 +77,7 @@ pub struct Restore {
     hard: Hard,
     snapshot: Option<Snapshot>,
     partial: Option<(u32, Snapshot)>,
-    entries: BTreeMap<u64, (u64, Position, u32)>,
+    entries: BTreeMap<u64, (u64, EntryKind, Position, u32)>,
     moves: Vec<(Address, u64, Position)>,
     first_segment: Option<u32>,
 }
@@ -87,11 +90,14 @@ impl Restore {
         let malformed = |_| format!("record of kind {} at {:?} is malformed", record.kind, record.position);
         match record.kind {
             RECORD_HARD => self.hard = read_hard(&mut reader).map_err(malformed)?,
-            RECORD_ENTRY => {
+            RECORD_ENTRY | RECORD_MEMBERSHIP => {
+                let kind =
+                    if record.kind == RECORD_ENTRY { EntryKind::Normal } else { EntryKind::Membership };
                 self.entries.split_off(&record.index);
-                self.entries.insert(record.index, (record.epoch, record.position, record.body.len() as u32));
+                let entry = (record.epoch, kind, record.position, record.body.len() as u32);
+                self.entries.insert(record.index, entry);
             }
-            RECORD_SNAPSHOT => {
+            RECORD_SNAPSHOT | RECORD_INSTALLED => {
                 let part = reader.u32().map_err(malformed)?;
                 let parts = reader.u32().map_err(malformed)?;
                 let hard = read_hard(&mut reader).map_err(malformed)?;
@@ -118,6 +124,7 @@ impl Restore {
                 hard,
                 bytes: Vec::new(),
                 segment: record.position.segment,
+                installed: record.kind == RECORD_INSTALLED,
             };
             self.partial = Some((0, snapshot));
         }
@@ -133,6 +140,10 @@ impl Restore {
             let (_, whole) = self.partial.take().expect("matched above");
             self.hard = whole.hard;
             self.entries = self.entries.split_off(&(whole.index + 1));
+            if whole.installed {
+                // Another replica's state replaced ours and our entries: what lay above it was never committed.
+                self.entries.clear();
+            }
             self.snapshot = Some(whole);
         }
     }
@@ -141,12 +152,13 @@ impl Restore {
     pub fn finish(
         self,
         id: ShardId,
-        replica: &Replica<'_>,
+        replica: &Replica,
         read: &mut ReadLog<'_>,
     ) -> Result<Shard, RestoreError> {
-        let Replica { id: replica, voters, seed, horizon_ahead, bugs } = *replica;
+        let Replica { id: replica, is_founder, seed, horizon_ahead, bugs } = *replica;
         let fail = |what: String| RestoreError { shard: id, what };
         let (mut state, index, term) = match &self.snapshot {
+            None if is_founder => (State::founded(replica, bugs), FOUNDING_INDEX, FOUNDING_INDEX),
             None => (State { bugs, ..State::default() }, 0, 0),
             Some(snapshot) => {
                 let state = State::read(&snapshot.bytes, bugs)
@@ -174,7 +186,7 @@ impl Restore {
         let mut places = VecDeque::new();
         let mut cache = Cache::default();
         let mut log_bytes = 0;
-        for ((index, (term, place, length)), expected) in self.entries.into_iter().zip(index + 1..) {
+        for ((index, (term, kind, place, length)), expected) in self.entries.into_iter().zip(index + 1..) {
             if index != expected {
                 return Err(fail(format!("entry {expected} is missing, {index} is there")));
             }
@@ -183,18 +195,25 @@ impl Restore {
             log_bytes += u64::from(length) + 64;
             places.push_back((index, term, place));
             cache.wrote(place, data.clone());
-            entries.push(LogEntry { index, term, data });
+            entries.push(LogEntry { index, term, kind, data });
         }
         let first_entry = places.front().map(|(_, _, place): &(u64, u64, Position)| place.segment);
         let snapshot_segment = self.snapshot.as_ref().map(|snapshot| snapshot.segment);
         let floor_segment =
             first_entry.into_iter().chain(snapshot_segment).min().or(self.first_segment).unwrap_or(1);
         let snapshot_bytes = self.snapshot.as_ref().map_or(0, |snapshot| snapshot.bytes.len() as u64);
-        let restored = Restored { hard: self.hard, snapshot_index: index, snapshot_term: term, entries };
+        let restored = Restored {
+            hard: self.hard,
+            snapshot_index: index,
+            snapshot_term: term,
+            conf: state.conf.clone(),
+            entries,
+        };
         let stamp = state.time;
         Ok(Shard {
             id,
-            consensus: Consensus::new(replica, voters, restored, seed),
+            replica,
+            consensus: Consensus::new(replica, restored, seed),
             state,
             delivery: Delivery::new(horizon_ahead, bugs),
             cache,
@@ -205,6 +224,13 @@ impl Restore {
             proposed: BTreeMap::new(),
             applied_term: term,
             stamp,
+            reign: None,
+            intake: None,
+            leaving: false,
+            seed,
+            campaign_at: None,
+            stalled_since: None,
+            pulled_at: BTreeMap::new(),
             next_tick: Instant(0),
             next_aging: Instant(0),
             forget_at: WallTime(0),

@@ -13,14 +13,16 @@ use swarmmq_protocol::{
 use super::{
     catalog::{Catalog, Entry},
     codec::{Malformed, Reader, put_text},
+    consensus::Conf,
     dedup::{Producer, Producers, Run},
     event::{Order, Settings, Start, read_address},
+    member::Members,
     queue::{DeadLetter, Group, Message, Queue, Retry},
-    state::{Live, State},
+    state::{Live, NOWHERE, State},
 };
 use crate::{log::Position, node::bug::Bugs};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 impl State {
     /// Bytes from which [`State::read`] rebuilds the state on this node.
@@ -35,6 +37,20 @@ impl State {
 
     /// Rebuilds a state from what [`State::to_bytes`] gave.
     pub fn read(bytes: &[u8], bugs: Bugs) -> Result<Self, Malformed> {
+        Self::read_with(bytes, true, bugs)
+    }
+
+    /// Bytes for another replica: all but where payloads lie, which is its own affair.
+    pub fn to_portable(&self) -> Vec<u8> {
+        self.put(false)
+    }
+
+    /// Rebuilds a state from what [`State::to_portable`] gave elsewhere. No payload is here yet: see [`State::holes`].
+    pub fn read_portable(bytes: &[u8], bugs: Bugs) -> Result<Self, Malformed> {
+        Self::read_with(bytes, false, bugs)
+    }
+
+    fn read_with(bytes: &[u8], places: bool, bugs: Bugs) -> Result<Self, Malformed> {
         let mut r = Reader::new(bytes);
         if r.u8()? != VERSION {
             return Err(Malformed);
@@ -42,12 +58,13 @@ impl State {
         let time = WallTime(r.u64()?);
         let applied = r.u64()?;
         let next_offset = r.u64()?;
+        let conf = read_conf(&mut r)?;
         let producers = read_producers(&mut r)?;
         let catalog = read_catalog(&mut r)?;
         let count = r.u32()?;
         let mut queues = BTreeMap::new();
         for _ in 0..count {
-            let queue = read_queue(&mut r)?;
+            let queue = read_queue(&mut r, places)?;
             queues.insert(queue.address.clone(), queue);
         }
         r.end()?;
@@ -61,6 +78,7 @@ impl State {
             time,
             applied,
             next_offset,
+            conf,
             producers,
             queues,
             catalog,
@@ -77,12 +95,28 @@ impl State {
         for number in [self.time.0, self.applied, self.next_offset] {
             out.extend_from_slice(&number.to_be_bytes());
         }
+        put_conf(&mut out, &self.conf);
         put_producers(&mut out, &self.producers);
         put_catalog(&mut out, &self.catalog);
         out.extend_from_slice(&(self.queues.len() as u32).to_be_bytes());
         self.queues.values().for_each(|queue| put_queue(&mut out, queue, places));
         out
     }
+}
+
+fn put_conf(out: &mut Vec<u8>, conf: &Conf) {
+    for replicas in [&conf.voters, &conf.learners] {
+        out.push(replicas.len() as u8);
+        replicas.iter().for_each(|replica| out.extend_from_slice(&replica.to_be_bytes()));
+    }
+}
+
+fn read_conf(r: &mut Reader<'_>) -> Result<Conf, Malformed> {
+    let mut replicas = || {
+        let count = r.u8()?;
+        (0..count).map(|_| r.u64()).collect::<Result<Vec<u64>, Malformed>>()
+    };
+    Ok(Conf { voters: replicas()?, learners: replicas()? })
 }
 
 fn put_producers(out: &mut Vec<u8>, producers: &Producers) {
@@ -148,6 +182,7 @@ fn put_catalog(out: &mut Vec<u8>, catalog: &Catalog) {
         put_text(out, name.as_str());
         out.extend_from_slice(&epoch.0.to_be_bytes());
     }
+    catalog.members.put(out);
 }
 
 fn read_catalog(r: &mut Reader<'_>) -> Result<Catalog, Malformed> {
@@ -171,7 +206,7 @@ fn read_catalog(r: &mut Reader<'_>) -> Result<Catalog, Malformed> {
         let name = ProducerName::parse(r.text()?).map_err(|_| Malformed)?;
         producers.insert(name, ProducerEpoch(r.u64()?));
     }
-    Ok(Catalog { addresses, producers })
+    Ok(Catalog { addresses, producers, members: Members::read(r)? })
 }
 
 fn read_group_name(r: &mut Reader<'_>) -> Result<GroupName, Malformed> {
@@ -220,7 +255,7 @@ fn put_queue(out: &mut Vec<u8>, queue: &Queue, places: bool) {
     }
 }
 
-fn read_queue(r: &mut Reader<'_>) -> Result<Queue, Malformed> {
+fn read_queue(r: &mut Reader<'_>, places: bool) -> Result<Queue, Malformed> {
     let address = read_address(r)?;
     let order = Order::from_u8(r.u8()?).ok_or(Malformed)?;
     let settings = Settings::read(r)?;
@@ -229,7 +264,7 @@ fn read_queue(r: &mut Reader<'_>) -> Result<Queue, Malformed> {
     let mut messages = Vec::new();
     for _ in 0..count {
         let offset = r.u64()?;
-        let message = read_message(r)?;
+        let message = read_message(r, places)?;
         queue.bytes += u64::from(message.length);
         messages.push((offset, message));
     }
@@ -250,8 +285,8 @@ fn read_queue(r: &mut Reader<'_>) -> Result<Queue, Malformed> {
     Ok(queue)
 }
 
-fn read_message(r: &mut Reader<'_>) -> Result<Message, Malformed> {
-    let place = Position { segment: r.u32()?, offset: r.u32()? };
+fn read_message(r: &mut Reader<'_>, places: bool) -> Result<Message, Malformed> {
+    let place = if places { Position { segment: r.u32()?, offset: r.u32()? } } else { NOWHERE };
     let length = r.u32()?;
     let crc = r.u32()?;
     let published_at = WallTime(r.u64()?);

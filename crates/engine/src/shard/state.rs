@@ -15,6 +15,7 @@ use swarmmq_protocol::{
 
 use super::{
     catalog::Catalog,
+    consensus::Conf,
     dedup::{OpenRefusal, Producers, Verdict},
     event::{Cause, Event, Returned},
     queue::{DeadLetter, Group, Message, Queue, Retry},
@@ -23,6 +24,9 @@ use crate::{
     log::Position,
     node::bug::{Bug, Bugs},
 };
+
+/// Where a payload lies that this replica does not have. No segment has this number.
+pub const NOWHERE: Position = Position { segment: 0, offset: 0 };
 
 /// What became of consecutive messages of one publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +61,9 @@ pub enum Outcome {
     Refused(Code),
 }
 
+/// Index and term that every group begins with: what comes after it is in the log, what was before never was.
+pub const FOUNDING_INDEX: u64 = 1;
+
 /// Bytes of a log segment that are still needed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Live {
@@ -75,6 +82,8 @@ pub struct State {
     pub applied: u64,
     /// Offset of the next message.
     pub next_offset: u64,
+    /// The replicas of this shard.
+    pub conf: Conf,
     /// Who sent what.
     pub producers: Producers,
     /// Queues by address.
@@ -207,6 +216,33 @@ impl State {
     /// The index up to which everything was applied; set once per entry, with the state, in one record.
     pub(super) fn applied_to(&mut self, index: u64) {
         self.applied = index;
+    }
+
+    /// The state of a group that begins with one replica.
+    pub fn founded(replica: u64, bugs: Bugs) -> Self {
+        Self { applied: FOUNDING_INDEX, conf: Conf::alone(replica), bugs, ..Self::default() }
+    }
+
+    /// A committed change of the group took effect.
+    pub(super) fn regroup(&mut self, conf: Conf) {
+        self.conf = conf;
+    }
+
+    /// How many messages' payloads this replica does not have.
+    pub fn hole_count(&self) -> u64 {
+        self.live.get(&NOWHERE.segment).map_or(0, |live| live.messages)
+    }
+
+    /// Messages whose payloads this replica does not have, at most `count`. Cost: O(messages).
+    pub fn holes(&self, count: usize) -> Vec<(Address, u64)> {
+        if self.hole_count() == 0 {
+            return Vec::new();
+        }
+        let messages = self.queues.values().flat_map(|queue| {
+            queue.messages.iter().map(|(offset, message)| (&queue.address, *offset, message.place))
+        });
+        let holes = messages.filter(|(_, _, place)| *place == NOWHERE);
+        holes.take(count).map(|(address, offset, _)| (address.clone(), offset)).collect()
     }
 
     fn publish(&mut self, body: Position, messages: &[u8], at: u32) -> Vec<PlacedRun> {

@@ -10,8 +10,8 @@
 //!
 //!  message  | len u32 | step u8 | body |                                       len counts step and body
 //!  hello    | "SWMP" | version_min u16 | version_max u16 | node u16 | incarnation u64 | boot u64 | roles u8
-//!           | cluster known u8 | cluster u128 if known | client name | peer name | admin name | gossip name
-//!           | version name | nonce [32] |                                      name: length u8 and bytes
+//!           | cluster known u8 | cluster u128 and shards u32 if known | client name | peer name
+//!           | admin name | gossip name | version name | nonce [32] |                                      name: length u8 and bytes
 //!  h = SHA-256(dialler's hello, acceptor's hello)
 //! ```
 //! Both proofs cover the bytes of both hellos with their nonces, under different labels, so that neither can be replayed
@@ -56,6 +56,8 @@ const REFUSED: u8 = 5;
 pub struct PeerHello {
     /// Its cluster. `None`: it is about to join and knows none yet.
     pub cluster: Option<ClusterId>,
+    /// Data shards of that cluster, so that who joins knows; 0 without a cluster.
+    pub shard_count: u32,
     /// Its number.
     pub node: NodeId,
     /// Which life of its disk.
@@ -96,6 +98,7 @@ impl PeerHello {
         out.put_u8(self.cluster.is_some().into());
         if let Some(cluster) = self.cluster {
             out.put_u128(cluster.0);
+            out.put_u32(self.shard_count);
         }
         for address in [&self.client, &self.peer, &self.admin, &self.gossip] {
             put_name(&mut out, address);
@@ -120,8 +123,11 @@ impl PeerHello {
         }
         let (incarnation, boot, roles) = (reader.u64()?, reader.u64()?, reader.u8()?);
         let known = reader.flag("cluster known")?;
+        let (cluster, shard_count) =
+            if known { (Some(ClusterId(reader.u128()?)), reader.u32()?) } else { (None, 0) };
         let hello = Self {
-            cluster: if known { Some(ClusterId(reader.u128()?)) } else { None },
+            cluster,
+            shard_count,
             node,
             incarnation,
             boot,
@@ -429,6 +435,7 @@ mod tests {
     fn hello(node: u16) -> PeerHello {
         PeerHello {
             cluster: Some(ClusterId(5)),
+            shard_count: 16,
             node: NodeId(node),
             incarnation: 3,
             boot: 4,
@@ -509,7 +516,7 @@ mod tests {
 
     #[test]
     fn a_node_that_joins_knows_no_cluster_yet() {
-        let joining = PeerHello { cluster: None, ..hello(1) };
+        let joining = PeerHello { cluster: None, shard_count: 0, ..hello(1) };
         let (dialled, accepted) = Pair::of((7, joining.clone(), None), (7, hello(2))).run(untouched);
         assert_eq!((dialled, accepted), (Ok(Some(hello(2))), Ok(Some(joining.clone()))));
         let (dialled, accepted) = Pair::of((7, hello(2), None), (7, joining.clone())).run(untouched);

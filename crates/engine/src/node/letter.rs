@@ -1,0 +1,603 @@
+//! What nodes write to each other: the body of a packet, one letter each.
+//!
+//! ```text
+//! letter | kind u8 | body |                          (big-endian; kinds are never reused)
+//! ```
+//! Letters come from nodes that proved to belong to the cluster. What does not read is dropped and counted; nothing is
+//! allocated before its length was checked against the bytes that are there.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use swarmmq_protocol::{
+    admin::Order,
+    codec::{DecodeError, Reader},
+    consensus::{Message, decode_batch, encode_batch},
+    error::{Code, Outcome as Fate},
+    frame::{Body, Held, Peek, SettleAction, SettleItem},
+    id::{Address, Attempt, ConsumerId, GroupName, NodeId, Offset, ShardId, Term},
+};
+
+use crate::shard::{
+    Answer,
+    event::{Event, Settings, Start},
+    intake::{Payload, StatePart},
+    state::{Outcome, Placed, PlacedRun},
+};
+
+/// Something that a shard's leader is asked. Whoever asks may be a connection's node or the leader's own.
+#[derive(Clone, Debug)]
+pub(super) enum Question {
+    /// Take these messages; their admission MACs were checked where they came in.
+    Publish {
+        /// How many.
+        count: u16,
+        /// Sealed, one after the other.
+        messages: Bytes,
+    },
+    /// Propose this event.
+    Propose(Event),
+    /// Make sure that the queue and the group exist.
+    Prepare { address: Address, order: Order, settings: Settings, group: GroupName, start: Start },
+    /// Let a consumer take part.
+    Join {
+        /// As the asking node numbers it.
+        subscriber: u64,
+        consumer: ConsumerId,
+        address: Address,
+        group: GroupName,
+        credit_messages: u32,
+        credit_bytes: u64,
+        held: Vec<(Offset, Attempt)>,
+    },
+    /// A consumer takes part no more. Not answered.
+    Leave { subscriber: u64 },
+    /// A consumer can take more. Not answered.
+    Credit { subscriber: u64, messages: u32, bytes: u64 },
+    /// Settle these messages.
+    Settle { subscriber: u64, items: Vec<SettleItem> },
+    /// Show messages.
+    Peek(Peek),
+    /// Tell up to where the log is applied.
+    Mark,
+    /// Tell what there is of an address.
+    Look {
+        address: Address,
+        /// For a group that would begin here, how much it would have before it.
+        start: Option<Start>,
+    },
+}
+
+/// A message on its way from a leader to the node that has its consumer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Parcel {
+    pub(super) offset: Offset,
+    pub(super) attempt: Attempt,
+    pub(super) lease_millis: u32,
+    pub(super) reason: String,
+    pub(super) sealed: Bytes,
+}
+
+/// What a leader says of its shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Lead {
+    pub(super) shard: ShardId,
+    pub(super) term: Term,
+    /// Up to where it has applied the log.
+    pub(super) applied: u64,
+    pub(super) voters: Vec<u64>,
+    pub(super) learners: Vec<u64>,
+    pub(super) in_sync: Vec<u64>,
+}
+
+/// What one node says to another.
+#[derive(Clone, Debug)]
+pub(super) enum Letter {
+    Consensus(Vec<(ShardId, Message)>),
+    Ask {
+        ticket: u64,
+        shard: ShardId,
+        question: Question,
+    },
+    Answer {
+        ticket: u64,
+        answer: Answer,
+    },
+    Deliver {
+        subscriber: u64,
+        shard: ShardId,
+        term: Term,
+        parcels: Vec<Parcel>,
+    },
+    Expired {
+        subscriber: u64,
+        shard: ShardId,
+        items: Vec<(Offset, Attempt)>,
+    },
+    Leads(Vec<Lead>),
+    StateWanted {
+        shard: ShardId,
+    },
+    StatePart {
+        shard: ShardId,
+        part: StatePart,
+    },
+    PayloadsWanted {
+        shard: ShardId,
+        items: Vec<(Address, u64)>,
+    },
+    Payloads {
+        shard: ShardId,
+        items: Vec<Payload>,
+    },
+    /// A packet could not go on to its destination.
+    Broken {
+        destination: NodeId,
+    },
+}
+
+fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
+    out.put_u32(bytes.len() as u32);
+    out.put_slice(bytes);
+}
+
+fn bytes(r: &mut Reader) -> Result<Bytes, DecodeError> {
+    let length = r.u32()? as usize;
+    r.take(length)
+}
+
+fn put_text(out: &mut BytesMut, text: &str) {
+    let mut end = text.len().min(usize::from(u16::MAX));
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    out.put_u16(end as u16);
+    out.put_slice(&text.as_bytes()[..end]);
+}
+
+fn text(r: &mut Reader) -> Result<String, DecodeError> {
+    let length = usize::from(r.u16()?);
+    let bytes = r.take(length)?;
+    std::str::from_utf8(&bytes).map(str::to_owned).map_err(|_| DecodeError::Invalid("text"))
+}
+
+fn address(r: &mut Reader) -> Result<Address, DecodeError> {
+    Address::parse(&text(r)?).map_err(|_| DecodeError::Invalid("address"))
+}
+
+fn group(r: &mut Reader) -> Result<GroupName, DecodeError> {
+    GroupName::parse(&text(r)?).map_err(|_| DecodeError::Invalid("group"))
+}
+
+fn code(r: &mut Reader) -> Result<Code, DecodeError> {
+    Code::from_number(r.u16()?).ok_or(DecodeError::Invalid("code"))
+}
+
+/// A list behind its length; `item_bytes` is the least that one item takes.
+fn list<T>(
+    r: &mut Reader,
+    item_bytes: usize,
+    item: impl Fn(&mut Reader) -> Result<T, DecodeError>,
+) -> Result<Vec<T>, DecodeError> {
+    let count = r.u32()? as usize;
+    let count = r.count(count, item_bytes, "list")?;
+    (0..count).map(|_| item(r)).collect()
+}
+
+fn put_start(out: &mut BytesMut, start: Option<Start>) {
+    let (kind, time) = match start {
+        None => (255, 0),
+        Some(Start::Oldest) => (0, 0),
+        Some(Start::End) => (1, 0),
+        Some(Start::Time(time)) => (2, time.0),
+    };
+    out.put_u8(kind);
+    out.put_u64(time);
+}
+
+fn start(r: &mut Reader) -> Result<Option<Start>, DecodeError> {
+    let (kind, time) = (r.u8()?, r.u64()?);
+    match kind {
+        255 => Ok(None),
+        0 => Ok(Some(Start::Oldest)),
+        1 => Ok(Some(Start::End)),
+        2 => Ok(Some(Start::Time(swarmmq_protocol::time::WallTime(time)))),
+        _ => Err(DecodeError::Invalid("start")),
+    }
+}
+
+impl Question {
+    fn put(&self, out: &mut BytesMut) {
+        match self {
+            Self::Publish { count, messages } => {
+                out.put_u8(1);
+                out.put_u16(*count);
+                put_bytes(out, messages);
+            }
+            Self::Propose(event) => {
+                out.put_u8(2);
+                put_bytes(out, &event.to_bytes());
+            }
+            Self::Prepare { address, order, settings, group, start } => {
+                out.put_u8(3);
+                put_text(out, address.as_str());
+                out.put_u8(order.to_u8());
+                put_bytes(out, &settings.to_bytes());
+                put_text(out, group.as_str());
+                put_start(out, Some(*start));
+            }
+            Self::Join { subscriber, consumer, address, group, credit_messages, credit_bytes, held } => {
+                out.put_u8(4);
+                out.put_u64(*subscriber);
+                out.put_u128(consumer.0);
+                put_text(out, address.as_str());
+                put_text(out, group.as_str());
+                out.put_u32(*credit_messages);
+                out.put_u64(*credit_bytes);
+                put_held(out, held);
+            }
+            Self::Leave { subscriber } => {
+                out.put_u8(5);
+                out.put_u64(*subscriber);
+            }
+            Self::Credit { subscriber, messages, bytes } => {
+                out.put_u8(6);
+                out.put_u64(*subscriber);
+                out.put_u32(*messages);
+                out.put_u64(*bytes);
+            }
+            Self::Settle { subscriber, items } => {
+                out.put_u8(7);
+                out.put_u64(*subscriber);
+                out.put_u32(items.len() as u32);
+                items.iter().for_each(|item| put_settle(out, item));
+            }
+            Self::Peek(peek) => {
+                out.put_u8(8);
+                let mut body = BytesMut::new();
+                peek.put(&mut body);
+                put_bytes(out, &body);
+            }
+            Self::Mark => out.put_u8(10),
+            Self::Look { address, start } => {
+                out.put_u8(9);
+                put_text(out, address.as_str());
+                put_start(out, *start);
+            }
+        }
+    }
+
+    fn read(r: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(match r.u8()? {
+            1 => Self::Publish { count: r.u16()?, messages: bytes(r)? },
+            2 => Self::Propose(Event::from_bytes(&bytes(r)?).map_err(|_| DecodeError::Invalid("event"))?),
+            3 => Self::Prepare {
+                address: address(r)?,
+                order: Order::from_u8(r.u8()?).ok_or(DecodeError::Invalid("order"))?,
+                settings: Settings::from_bytes(&bytes(r)?).map_err(|_| DecodeError::Invalid("settings"))?,
+                group: group(r)?,
+                start: start(r)?.ok_or(DecodeError::Invalid("start"))?,
+            },
+            4 => Self::Join {
+                subscriber: r.u64()?,
+                consumer: ConsumerId(r.u128()?),
+                address: address(r)?,
+                group: group(r)?,
+                credit_messages: r.u32()?,
+                credit_bytes: r.u64()?,
+                held: held(r)?,
+            },
+            5 => Self::Leave { subscriber: r.u64()? },
+            6 => Self::Credit { subscriber: r.u64()?, messages: r.u32()?, bytes: r.u64()? },
+            7 => Self::Settle { subscriber: r.u64()?, items: list(r, 27, settle)? },
+            8 => {
+                let mut body = Reader::new(bytes(r)?);
+                let peek = Peek::read(&mut body)?;
+                body.end()?;
+                Self::Peek(peek)
+            }
+            10 => Self::Mark,
+            9 => Self::Look { address: address(r)?, start: start(r)? },
+            _ => return Err(DecodeError::Invalid("question")),
+        })
+    }
+}
+
+fn put_held(out: &mut BytesMut, held: &[(Offset, Attempt)]) {
+    out.put_u32(held.len() as u32);
+    for (offset, attempt) in held {
+        out.put_u64(offset.0);
+        out.put_u32(attempt.0);
+    }
+}
+
+fn held(r: &mut Reader) -> Result<Vec<(Offset, Attempt)>, DecodeError> {
+    list(r, 12, |r| Ok((Offset(r.u64()?), Attempt(r.u32()?))))
+}
+
+fn put_settle(out: &mut BytesMut, item: &SettleItem) {
+    out.put_u32(item.shard.0);
+    out.put_u64(item.offset.0);
+    out.put_u64(item.term.0);
+    out.put_u32(item.attempt.0);
+    let (kind, time) = match item.action {
+        SettleAction::Ack => (0, None),
+        SettleAction::Nack { delay } => (1, delay),
+        SettleAction::Extend { duration } => (2, Some(duration)),
+        SettleAction::DeadLetter => (3, None),
+        SettleAction::Release => (4, None),
+    };
+    out.put_u8(kind);
+    out.put_u64(time.map_or(u64::MAX, |time| time.as_millis() as u64));
+    put_text(out, &item.reason);
+}
+
+fn settle(r: &mut Reader) -> Result<SettleItem, DecodeError> {
+    let (shard, offset, term) = (ShardId(r.u32()?), Offset(r.u64()?), Term(r.u64()?));
+    let attempt = Attempt(r.u32()?);
+    let (kind, time) = (r.u8()?, r.u64()?);
+    let time = (time != u64::MAX).then(|| std::time::Duration::from_millis(time));
+    let action = match kind {
+        0 => SettleAction::Ack,
+        1 => SettleAction::Nack { delay: time },
+        2 => SettleAction::Extend { duration: time.ok_or(DecodeError::Invalid("duration"))? },
+        3 => SettleAction::DeadLetter,
+        4 => SettleAction::Release,
+        _ => return Err(DecodeError::Invalid("action")),
+    };
+    Ok(SettleItem { shard, offset, term, attempt, action, reason: text(r)? })
+}
+
+fn put_answer(out: &mut BytesMut, answer: &Answer) {
+    match answer {
+        Answer::Committed(Outcome::Done) => out.put_u8(1),
+        Answer::Committed(Outcome::Count(count)) => {
+            out.put_u8(2);
+            out.put_u64(*count);
+        }
+        Answer::Committed(Outcome::Placed(runs)) => {
+            out.put_u8(3);
+            out.put_u32(runs.len() as u32);
+            for run in runs {
+                out.put_u32(run.count);
+                let (kind, number) = match run.placed {
+                    Placed::New(offset) => (0, offset.0),
+                    Placed::Seen(None) => (1, 0),
+                    Placed::Seen(Some(offset)) => (2, offset.0),
+                    Placed::Refused(code) => (3, u64::from(code.number())),
+                };
+                out.put_u8(kind);
+                out.put_u64(number);
+            }
+        }
+        Answer::Committed(Outcome::Refused(code)) => {
+            out.put_u8(4);
+            out.put_u16(code.number());
+        }
+        Answer::Refused(code) => {
+            out.put_u8(5);
+            out.put_u16(code.number());
+        }
+        Answer::Unknown(code) => {
+            out.put_u8(6);
+            out.put_u16(code.number());
+        }
+        Answer::Joined { term, lost } => {
+            out.put_u8(7);
+            out.put_u64(term.0);
+            out.put_u32(lost.len() as u32);
+            lost.iter().for_each(|offset| out.put_u64(offset.0));
+        }
+        Answer::Settled(results) => {
+            out.put_u8(8);
+            out.put_u32(results.len() as u32);
+            for (fate, code) in results {
+                out.put_u8(fate.to_u8());
+                out.put_u16(code.map_or(0, Code::number));
+            }
+        }
+        Answer::Found(found) => {
+            out.put_u8(9);
+            put_bytes(out, found);
+        }
+    }
+}
+
+fn answer(r: &mut Reader) -> Result<Answer, DecodeError> {
+    Ok(match r.u8()? {
+        1 => Answer::Committed(Outcome::Done),
+        2 => Answer::Committed(Outcome::Count(r.u64()?)),
+        3 => Answer::Committed(Outcome::Placed(list(r, 13, |r| {
+            let count = r.u32()?;
+            let (kind, number) = (r.u8()?, r.u64()?);
+            let placed = match kind {
+                0 => Placed::New(Offset(number)),
+                1 => Placed::Seen(None),
+                2 => Placed::Seen(Some(Offset(number))),
+                3 => {
+                    let code = u16::try_from(number).ok().and_then(Code::from_number);
+                    Placed::Refused(code.ok_or(DecodeError::Invalid("code"))?)
+                }
+                _ => return Err(DecodeError::Invalid("placed")),
+            };
+            Ok(PlacedRun { count, placed })
+        })?)),
+        4 => Answer::Committed(Outcome::Refused(code(r)?)),
+        5 => Answer::Refused(code(r)?),
+        6 => Answer::Unknown(code(r)?),
+        7 => Answer::Joined { term: Term(r.u64()?), lost: list(r, 8, |r| Ok(Offset(r.u64()?)))? },
+        8 => Answer::Settled(list(r, 3, |r| {
+            let fate = Fate::from_u8(r.u8()?).ok_or(DecodeError::Invalid("outcome"))?;
+            Ok((fate, Code::from_number(r.u16()?)))
+        })?),
+        9 => Answer::Found(bytes(r)?),
+        _ => return Err(DecodeError::Invalid("answer")),
+    })
+}
+
+impl Letter {
+    /// Its bytes.
+    pub(super) fn to_bytes(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        match self {
+            Self::Consensus(messages) => {
+                out.put_u8(1);
+                encode_batch(messages, &mut out);
+            }
+            Self::Ask { ticket, shard, question } => {
+                out.put_u8(2);
+                out.put_u64(*ticket);
+                out.put_u32(shard.0);
+                question.put(&mut out);
+            }
+            Self::Answer { ticket, answer } => {
+                out.put_u8(3);
+                out.put_u64(*ticket);
+                put_answer(&mut out, answer);
+            }
+            Self::Deliver { subscriber, shard, term, parcels } => {
+                out.put_u8(4);
+                out.put_u64(*subscriber);
+                out.put_u32(shard.0);
+                out.put_u64(term.0);
+                out.put_u32(parcels.len() as u32);
+                for parcel in parcels {
+                    out.put_u64(parcel.offset.0);
+                    out.put_u32(parcel.attempt.0);
+                    out.put_u32(parcel.lease_millis);
+                    put_text(&mut out, &parcel.reason);
+                    put_bytes(&mut out, &parcel.sealed);
+                }
+            }
+            Self::Expired { subscriber, shard, items } => {
+                out.put_u8(5);
+                out.put_u64(*subscriber);
+                out.put_u32(shard.0);
+                put_held(&mut out, items);
+            }
+            Self::Leads(leads) => {
+                out.put_u8(6);
+                out.put_u32(leads.len() as u32);
+                for lead in leads {
+                    out.put_u32(lead.shard.0);
+                    out.put_u64(lead.term.0);
+                    out.put_u64(lead.applied);
+                    for replicas in [&lead.voters, &lead.learners, &lead.in_sync] {
+                        out.put_u32(replicas.len() as u32);
+                        replicas.iter().for_each(|replica| out.put_u64(*replica));
+                    }
+                }
+            }
+            Self::StateWanted { shard } => {
+                out.put_u8(7);
+                out.put_u32(shard.0);
+            }
+            Self::StatePart { shard, part } => {
+                out.put_u8(8);
+                out.put_u32(shard.0);
+                out.put_u64(part.index);
+                out.put_u64(part.term);
+                out.put_u32(part.part);
+                out.put_u32(part.parts);
+                put_bytes(&mut out, &part.bytes);
+            }
+            Self::PayloadsWanted { shard, items } => {
+                out.put_u8(9);
+                out.put_u32(shard.0);
+                out.put_u32(items.len() as u32);
+                for (address, offset) in items {
+                    put_text(&mut out, address.as_str());
+                    out.put_u64(*offset);
+                }
+            }
+            Self::Payloads { shard, items } => {
+                out.put_u8(10);
+                out.put_u32(shard.0);
+                out.put_u32(items.len() as u32);
+                for item in items {
+                    put_text(&mut out, item.address.as_str());
+                    out.put_u64(item.offset);
+                    out.put_u8(item.sealed.is_some().into());
+                    put_bytes(&mut out, item.sealed.as_deref().unwrap_or_default());
+                }
+            }
+            Self::Broken { destination } => {
+                out.put_u8(11);
+                out.put_u16(destination.0);
+            }
+        }
+        out.freeze()
+    }
+
+    /// From its bytes.
+    pub(super) fn read(body: Bytes) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(body);
+        let kind = r.u8()?;
+        if kind == 1 {
+            return Ok(Self::Consensus(decode_batch(r.rest())?));
+        }
+        let r = &mut r;
+        let letter = match kind {
+            2 => Self::Ask { ticket: r.u64()?, shard: ShardId(r.u32()?), question: Question::read(r)? },
+            3 => Self::Answer { ticket: r.u64()?, answer: answer(r)? },
+            4 => Self::Deliver {
+                subscriber: r.u64()?,
+                shard: ShardId(r.u32()?),
+                term: Term(r.u64()?),
+                parcels: list(r, 22, |r| {
+                    Ok(Parcel {
+                        offset: Offset(r.u64()?),
+                        attempt: Attempt(r.u32()?),
+                        lease_millis: r.u32()?,
+                        reason: text(r)?,
+                        sealed: bytes(r)?,
+                    })
+                })?,
+            },
+            5 => Self::Expired { subscriber: r.u64()?, shard: ShardId(r.u32()?), items: held(r)? },
+            6 => Self::Leads(list(r, 32, |r| {
+                let (shard, term, applied) = (ShardId(r.u32()?), Term(r.u64()?), r.u64()?);
+                let mut replicas = || list(r, 8, Reader::u64);
+                Ok(Lead {
+                    shard,
+                    term,
+                    applied,
+                    voters: replicas()?,
+                    learners: replicas()?,
+                    in_sync: replicas()?,
+                })
+            })?),
+            7 => Self::StateWanted { shard: ShardId(r.u32()?) },
+            8 => Self::StatePart {
+                shard: ShardId(r.u32()?),
+                part: StatePart {
+                    index: r.u64()?,
+                    term: r.u64()?,
+                    part: r.u32()?,
+                    parts: r.u32()?,
+                    bytes: bytes(r)?,
+                },
+            },
+            9 => Self::PayloadsWanted {
+                shard: ShardId(r.u32()?),
+                items: list(r, 10, |r| Ok((address(r)?, r.u64()?)))?,
+            },
+            10 => Self::Payloads {
+                shard: ShardId(r.u32()?),
+                items: list(r, 15, |r| {
+                    let (address, offset) = (address(r)?, r.u64()?);
+                    let is_there = r.flag("payload")?;
+                    let sealed = bytes(r)?;
+                    Ok(Payload { address, offset, sealed: is_there.then_some(sealed) })
+                })?,
+            },
+            11 => Self::Broken { destination: NodeId(r.u16()?) },
+            _ => return Err(DecodeError::Invalid("letter")),
+        };
+        r.end()?;
+        Ok(letter)
+    }
+}
+
+/// Which messages a frame says its sender holds, of one shard.
+pub(super) fn held_of(held: &[Held], shard: ShardId) -> Vec<(Offset, Attempt)> {
+    held.iter().filter(|held| held.shard == shard).map(|held| (held.offset, held.attempt)).collect()
+}

@@ -1,0 +1,535 @@
+//! Other nodes: links that come and go, packets in and out, who says to lead what, and replicas being caught up.
+//!
+//! What leaders say of their shards is a hint: it decides whom to ask, never what is true.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use swarmmq_protocol::{
+    consensus::{Message, MessageKind},
+    error::Code,
+    id::{Address, NodeId, ShardId},
+    packet::{Arrived, Class, Packet},
+    session::peer::PeerHello,
+    time::Instant,
+};
+
+use super::{
+    Node, Now, Reading,
+    ask::{Asker, Purpose},
+    letter::{Lead, Letter, Question},
+};
+use crate::shard::{
+    Work,
+    event::{CatalogEvent, Event},
+    intake::{Payload, Wanted},
+    member::{Member, NodeEvent, node_of},
+};
+
+/// Pause between two announcements of a leader.
+const ANNOUNCE_PAUSE: Duration = Duration::from_millis(500);
+/// Pause between looks whether a shard has the replicas that it should.
+const STEER_PAUSE: Duration = Duration::from_millis(20);
+/// Time a shard stays with its leader before a better placed one takes over.
+const SETTLE_TIME: Duration = Duration::from_secs(3);
+/// Bytes of consensus messages in one packet, unless one alone is longer.
+const BATCH_BYTES: usize = 1 << 20;
+/// Fetches of payloads under way, at most; who asks for more asks again.
+const FETCHES_MAX: usize = 64;
+
+/// Payloads being read for another replica.
+#[derive(Debug)]
+pub(super) struct Fetch {
+    to: NodeId,
+    shard: ShardId,
+    items: Vec<Payload>,
+    outstanding: usize,
+}
+
+/// What this node keeps about the others.
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    /// Whom packets reach, and what they said of themselves.
+    pub(super) links: BTreeMap<NodeId, PeerHello>,
+    /// What leaders said last, by shard; never of an earlier reign than one before.
+    pub(super) views: BTreeMap<usize, Lead>,
+    mail: Vec<(NodeId, Class, Letter)>,
+    consensus: BTreeMap<(NodeId, Class), Vec<(ShardId, Message)>>,
+    fetches: BTreeMap<u64, Fetch>,
+    /// With whom links are wanted, as told last.
+    told: Vec<(NodeId, String)>,
+    next_announcement: Instant,
+    next_steer: Instant,
+    /// Since when each shard is led from here.
+    led_since: BTreeMap<usize, Instant>,
+    /// Shards to be announced at once.
+    news: BTreeSet<usize>,
+    /// Packets that did not read.
+    pub(super) malformed: u64,
+    steady: bool,
+}
+
+impl Node {
+    /// What this node says about itself to others.
+    pub fn hello(&self) -> PeerHello {
+        let addresses = &self.config.addresses;
+        PeerHello {
+            cluster: Some(self.config.cluster),
+            shard_count: self.config.shard_count,
+            node: self.config.node,
+            incarnation: self.config.incarnation,
+            boot: self.config.boot,
+            roles: self.config.roles,
+            client: addresses.client.clone(),
+            peer: addresses.peer.clone(),
+            admin: addresses.admin.clone(),
+            gossip: addresses.gossip.clone(),
+            version: self.config.version.clone(),
+        }
+    }
+
+    /// Whether a link with the node that says `hello` is wanted. `Err`: why not, for programs and for people.
+    pub fn admits(&self, hello: &PeerHello) -> Result<(), (Code, String)> {
+        let members = &self.cluster_shard().state().catalog.members;
+        if hello.node == self.config.node {
+            return Err((Code::NodeConflict, format!("node {} is running already", hello.node.0)));
+        }
+        if members.removed.contains(&(hello.node, hello.incarnation)) {
+            let why = format!("node {} with this disk was removed from the cluster", hello.node.0);
+            return Err((Code::Removed, why));
+        }
+        let other = self.peers.links.get(&hello.node);
+        if other.is_some_and(|other| other.incarnation != hello.incarnation) {
+            return Err((Code::NodeConflict, format!("another node {} is running", hello.node.0)));
+        }
+        Ok(())
+    }
+
+    pub(super) fn peer_up(&mut self, now: Now, hello: PeerHello) {
+        let node = hello.node;
+        if self.peers.links.contains_key(&node) {
+            self.peer_down(now, node, false);
+        }
+        self.peers.links.insert(node, hello);
+        let led = (0..self.shards.len()).filter(|index| self.shards[*index].is_serving());
+        let leads: Vec<Lead> = led.map(|index| self.lead_of(index)).collect();
+        if !leads.is_empty() {
+            self.post(node, Class::Heartbeat, Letter::Leads(leads));
+        }
+        self.welcome(now, node);
+        self.peers.next_steer = now.monotonic;
+        self.peers.steady = false;
+    }
+
+    /// Sees to it that whoever has a link is a member, under the addresses that it has now.
+    fn welcome(&mut self, now: Now, node: NodeId) {
+        let Some(hello) = self.peers.links.get(&node) else { return };
+        let cluster = self.shards.len() - 1;
+        if !self.cluster_shard().is_current() {
+            return;
+        }
+        let known = self.cluster_shard().state().catalog.members.nodes.get(&node);
+        let member = Member {
+            incarnation: hello.incarnation,
+            roles: hello.roles,
+            client: hello.client.clone(),
+            peer: hello.peer.clone(),
+            gossip: hello.gossip.clone(),
+            admin: hello.admin.clone(),
+            draining: known.is_some_and(|known| known.draining && known.incarnation == hello.incarnation),
+        };
+        if known == Some(&member) {
+            return;
+        }
+        let event = Event::Catalog(CatalogEvent::Node(NodeEvent::Joined { node, member }));
+        self.ask(now, cluster, Question::Propose(event), Purpose::Nobody);
+    }
+
+    /// The founder of a cluster is its first member.
+    pub(super) fn found(&mut self, now: Now) {
+        let cluster = self.shards.len() - 1;
+        if !self.shards[cluster].is_serving() {
+            return;
+        }
+        let members = &self.shards[cluster].state().catalog.members;
+        if members.nodes.contains_key(&self.config.node) || !members.nodes.is_empty() {
+            return;
+        }
+        let hello = self.hello();
+        let member = Member {
+            incarnation: hello.incarnation,
+            roles: hello.roles,
+            client: hello.client,
+            peer: hello.peer,
+            gossip: hello.gossip,
+            admin: hello.admin,
+            draining: false,
+        };
+        let copies = NodeEvent::Copies { replicas: self.config.replicas };
+        let joined = NodeEvent::Joined { node: self.config.node, member };
+        for event in [copies, joined] {
+            let event = Event::Catalog(CatalogEvent::Node(event));
+            self.ask(now, cluster, Question::Propose(event), Purpose::Nobody);
+        }
+    }
+
+    pub(super) fn peer_down(&mut self, now: Now, node: NodeId, gone: bool) {
+        if self.peers.links.remove(&node).is_none() {
+            return;
+        }
+        self.peers.consensus.retain(|(to, _), _| *to != node);
+        self.peers.mail.retain(|(to, _, _)| *to != node);
+        self.peers.fetches.retain(|_, fetch| fetch.to != node);
+        for index in 0..self.shards.len() {
+            self.shards[index].lost_node(now, node, gone);
+            self.dirty[index] = true;
+        }
+        self.dismiss_all_of(node);
+        self.forget_looks_of(node);
+        self.asks_lost(now, node);
+        self.feeds_lost(now, node);
+    }
+
+    /// Hands a letter to the mail, if there is a way.
+    pub(super) fn post(&mut self, to: NodeId, class: Class, letter: Letter) {
+        if self.peers.links.contains_key(&to) {
+            self.peers.mail.push((to, class, letter));
+        }
+    }
+
+    pub(super) fn packet(&mut self, now: Now, from: NodeId, packet: Packet) {
+        match packet.arrive(self.config.node, from) {
+            Ok(Arrived::Here(packet)) => {
+                let origin = packet.origin();
+                match Letter::read(packet.body) {
+                    Ok(letter) => self.letter(now, origin, letter),
+                    Err(_) => self.peers.malformed += 1,
+                }
+            }
+            Ok(Arrived::Onward { next, packet }) => self.relay(next, packet),
+            Err(_) => self.peers.malformed += 1,
+        }
+    }
+
+    /// Sends a packet on, or tells its origin that there is no way (safety rule 22). Nothing is stored.
+    fn relay(&mut self, next: NodeId, packet: Packet) {
+        let is_router = self.config.roles & PeerHello::ROUTER != 0;
+        if is_router && self.peers.links.contains_key(&next) {
+            self.relayed.push((next, packet));
+            return;
+        }
+        let mut back: Vec<NodeId> = packet.path[..=usize::from(packet.hop)].to_vec();
+        back.reverse();
+        let broken = Letter::Broken { destination: packet.destination() };
+        if let Ok(answer) = Packet::along(Class::Heartbeat, back, broken.to_bytes()) {
+            let towards = answer.path[1];
+            self.relayed.push((towards, answer));
+        }
+    }
+
+    fn letter(&mut self, now: Now, from: NodeId, letter: Letter) {
+        match letter {
+            Letter::Consensus(messages) => {
+                for (shard, message) in messages {
+                    let Some(index) = self.index_of(shard) else { continue };
+                    if node_of(message.from) == from {
+                        self.shards[index].step(now, message);
+                        self.dirty[index] = true;
+                    }
+                }
+            }
+            Letter::Ask { ticket, shard, question } => {
+                if let Some(index) = self.index_of(shard) {
+                    self.serve(now, index, Asker::There(from, ticket), question);
+                }
+            }
+            Letter::Answer { ticket, answer } => self.replied(now, ticket, from, answer),
+            Letter::Deliver { subscriber, shard, term, parcels } => {
+                if let Some(index) = self.index_of(shard) {
+                    let id = crate::shard::delivery::SubscriberId(subscriber);
+                    self.hand_out(id, index, from, term, parcels);
+                }
+            }
+            Letter::Expired { subscriber, shard, items } => {
+                if let Some(index) = self.index_of(shard) {
+                    self.leases_gone(crate::shard::delivery::SubscriberId(subscriber), index, &items);
+                }
+            }
+            Letter::Leads(leads) => leads.into_iter().for_each(|lead| self.heard_of(now, from, lead)),
+            Letter::StateWanted { shard } => {
+                let Some(index) = self.index_of(shard) else { return };
+                for part in self.shards[index].give_state(now, from) {
+                    self.post(from, Class::Bulk, Letter::StatePart { shard, part });
+                }
+            }
+            Letter::StatePart { shard, part } => {
+                let Some(index) = self.index_of(shard) else { return };
+                self.shards[index].take_state(now, from, &part);
+                self.dirty[index] = true;
+            }
+            Letter::PayloadsWanted { shard, items } => self.fetch(now, from, shard, items),
+            Letter::Payloads { shard, items } => {
+                let Some(index) = self.index_of(shard) else { return };
+                self.shards[index].take_payloads(now, from, items, &mut self.writer);
+                self.dirty[index] = true;
+            }
+            Letter::Broken { destination } => {
+                for index in 0..self.shards.len() {
+                    self.shards[index].lost_node(now, destination, false);
+                    self.dirty[index] = true;
+                }
+            }
+        }
+    }
+
+    /// A leader says what it leads.
+    fn heard_of(&mut self, now: Now, from: NodeId, lead: Lead) {
+        let Some(index) = self.index_of(lead.shard) else { return };
+        if self
+            .peers
+            .views
+            .get(&index)
+            .is_some_and(|known| (known.term, known.applied) > (lead.term, lead.applied))
+        {
+            return;
+        }
+        let term = lead.term;
+        self.shards[index].told_of_group(&lead.voters, &lead.learners, lead.applied);
+        self.peers.views.insert(index, lead);
+        self.led_by(now, index, term, from);
+    }
+
+    fn fetch(&mut self, now: Now, to: NodeId, shard: ShardId, wanted: Vec<(Address, u64)>) {
+        let Some(index) = self.index_of(shard) else { return };
+        if self.peers.fetches.len() >= FETCHES_MAX || !self.shards[index].is_leader() {
+            return;
+        }
+        self.shards[index].pulled(now, to);
+        let number = self.number();
+        let mut items = Vec::with_capacity(wanted.len());
+        let mut reads = Vec::new();
+        for (address, offset) in wanted {
+            let found = self.shards[index].find_payload(&address, offset);
+            let sealed = found.and_then(|(place, length, _)| self.shards[index].cached(place, length));
+            if let (Some((place, length, _)), None) = (found, &sealed) {
+                reads.push((items.len(), place, length));
+            }
+            items.push(Payload { address, offset, sealed });
+        }
+        let outstanding = reads.len();
+        self.peers.fetches.insert(number, Fetch { to, shard, items, outstanding });
+        for (item, place, length) in reads {
+            self.ask_disk(Reading::Fetch { fetch: number, item }, place, length);
+        }
+        self.finish_fetch(number);
+    }
+
+    pub(super) fn fetched(&mut self, number: u64, item: usize, result: Result<Bytes, String>) {
+        let Some(fetch) = self.peers.fetches.get_mut(&number) else { return };
+        fetch.outstanding -= 1;
+        // What cannot be read is no news to whoever asked; it asks again, perhaps another leader.
+        match result {
+            Ok(sealed) => fetch.items[item].sealed = Some(sealed),
+            Err(_) => {
+                self.peers.fetches.remove(&number);
+                return;
+            }
+        }
+        self.finish_fetch(number);
+    }
+
+    fn finish_fetch(&mut self, number: u64) {
+        if self.peers.fetches.get(&number).is_some_and(|fetch| fetch.outstanding == 0) {
+            let Fetch { to, shard, items, .. } = self.peers.fetches.remove(&number).expect("looked at above");
+            self.post(to, Class::Bulk, Letter::Payloads { shard, items });
+        }
+    }
+
+    /// Takes what a shard wants said to its other replicas.
+    pub(super) fn gather(&mut self, now: Now, index: usize, work: &mut Work) {
+        let shard = self.shards[index].id();
+        for message in work.messages.drain(..) {
+            let to = node_of(message.to);
+            if !self.peers.links.contains_key(&to) {
+                continue;
+            }
+            let class = match message.kind {
+                MessageKind::Append | MessageKind::Snapshot => Class::Consensus,
+                MessageKind::AppendResponse => Class::Consensus,
+                _ => Class::Heartbeat,
+            };
+            self.peers.consensus.entry((to, class)).or_default().push((shard, message));
+        }
+        for (to, wanted) in work.wanted.drain(..) {
+            let letter = match wanted {
+                Wanted::State => Letter::StateWanted { shard },
+                Wanted::Payloads(items) => Letter::PayloadsWanted { shard, items },
+            };
+            self.post(to, Class::Bulk, letter);
+        }
+        if std::mem::take(&mut work.regrouped) {
+            self.peers.news.insert(index);
+            self.peers.steady = false;
+            self.peers.next_steer = now.monotonic;
+        }
+        self.follow_lead(now, index);
+    }
+
+    /// Whether this node leads the shard at `index` may have changed.
+    fn follow_lead(&mut self, now: Now, index: usize) {
+        let me = self.config.node;
+        let shard = &self.shards[index];
+        if shard.is_serving() {
+            let term = shard.term();
+            if self.leaders[index] != Some((term, me)) {
+                self.peers.led_since.insert(index, now.monotonic);
+                self.peers.news.insert(index);
+                self.led_by(now, index, term, me);
+            }
+        } else if self.leaders[index].is_some_and(|(_, node)| node == me) {
+            self.peers.led_since.remove(&index);
+            self.unled(now, index);
+        }
+    }
+
+    fn lead_of(&self, index: usize) -> Lead {
+        let shard = &self.shards[index];
+        let conf = shard.conf();
+        Lead {
+            shard: shard.id(),
+            term: shard.term(),
+            applied: shard.state().applied,
+            voters: conf.voters.clone(),
+            learners: conf.learners.clone(),
+            in_sync: shard.in_sync(),
+        }
+    }
+
+    /// Announces what this node leads: news at once, everything now and then.
+    pub(super) fn announce(&mut self, now: Now) {
+        let all = now.monotonic >= self.peers.next_announcement && !self.peers.links.is_empty();
+        if all {
+            self.peers.next_announcement = now.monotonic + ANNOUNCE_PAUSE;
+            for node in self.peers.links.keys().copied().collect::<Vec<_>>() {
+                self.welcome(now, node);
+            }
+        }
+        let news = std::mem::take(&mut self.peers.news);
+        let told: Vec<usize> = (0..self.shards.len())
+            .filter(|index| (all || news.contains(index)) && self.shards[*index].is_serving())
+            .collect();
+        let leads: Vec<Lead> = told.iter().map(|index| self.lead_of(*index)).collect();
+        for (index, lead) in told.iter().zip(&leads) {
+            self.peers.views.insert(*index, lead.clone());
+        }
+        if leads.is_empty() {
+            return;
+        }
+        for node in self.peers.links.keys().copied().collect::<Vec<_>>() {
+            self.post(node, Class::Heartbeat, Letter::Leads(leads.clone()));
+        }
+    }
+
+    /// Lets every shard led here take a step towards the replicas that it should have, and towards its best leader.
+    pub(super) fn steer(&mut self, now: Now) {
+        if now.monotonic < self.peers.next_steer || !self.cluster_shard().is_current() {
+            return;
+        }
+        self.peers.next_steer = now.monotonic + STEER_PAUSE;
+        let members = self.cluster_shard().state().catalog.members.clone();
+        if members.nodes.is_empty() {
+            return;
+        }
+        let mut steady = true;
+        let mut moved = false;
+        for index in 0..self.shards.len() {
+            if !self.shards[index].is_serving() {
+                continue;
+            }
+            let wish = members.wish(self.shards[index].id());
+            let me = self.config.node;
+            let links = &self.peers.links;
+            let is_up = |node: NodeId| node == me || links.contains_key(&node);
+            if !self.shards[index].steer(&wish, &is_up) {
+                steady = false;
+                self.dirty[index] = true;
+                continue;
+            }
+            let best =
+                wish.voters.first().copied().filter(|best| node_of(*best) != me && is_up(node_of(*best)));
+            let since = self.peers.led_since.get(&index).copied().unwrap_or(now.monotonic);
+            if let Some(best) = best
+                && !moved
+            {
+                steady = false;
+                if now.monotonic.since(since) > SETTLE_TIME {
+                    moved = self.shards[index].hand_over(Some(best));
+                    self.dirty[index] |= moved;
+                }
+            }
+        }
+        self.peers.steady = steady;
+        if steady || moved {
+            self.peers.next_steer = now.monotonic + ANNOUNCE_PAUSE;
+        }
+        let wanted = |(node, member): (&NodeId, &Member)| {
+            (*node != self.config.node).then(|| (*node, member.peer.clone()))
+        };
+        let peers: Vec<(NodeId, String)> = members.nodes.iter().filter_map(wanted).collect();
+        if self.peers.told != peers {
+            self.peers.told.clone_from(&peers);
+            self.peers_changed = Some(peers);
+        }
+    }
+
+    /// A draining node leads nothing for long.
+    pub(super) fn hand_over_all(&mut self) {
+        for index in 0..self.shards.len() {
+            if self.shards[index].conf().voters.len() > 1 && self.shards[index].hand_over(None) {
+                self.dirty[index] = true;
+            }
+        }
+    }
+
+    /// Whether another could still take over what this node leads.
+    pub(super) fn leads_shared(&self) -> bool {
+        self.shards.iter().any(|shard| shard.is_leader() && shard.conf().voters.len() > 1)
+    }
+
+    /// Everything for other nodes, in packets.
+    pub(super) fn pack(&mut self, out: &mut super::Effects) {
+        let me = self.config.node;
+        for ((to, class), messages) in std::mem::take(&mut self.peers.consensus) {
+            let mut batch = Vec::new();
+            let mut bytes = 0;
+            for (shard, message) in messages {
+                let more = message.encoded_bytes();
+                if bytes > 0 && bytes + more > BATCH_BYTES {
+                    let body = Letter::Consensus(std::mem::take(&mut batch)).to_bytes();
+                    out.packets.push((to, Packet::direct(class, me, to, body)));
+                    bytes = 0;
+                }
+                bytes += more;
+                batch.push((shard, message));
+            }
+            out.packets.push((to, Packet::direct(class, me, to, Letter::Consensus(batch).to_bytes())));
+        }
+        for (to, class, letter) in std::mem::take(&mut self.peers.mail) {
+            out.packets.push((to, Packet::direct(class, me, to, letter.to_bytes())));
+        }
+        let links = &self.peers.links;
+        out.packets.extend(self.relayed.drain(..).filter(|(next, _)| links.contains_key(next)));
+        out.peers = self.peers_changed.take();
+    }
+
+    /// When this room has something to do by itself.
+    pub(super) fn peers_wake(&self) -> Option<Instant> {
+        if self.peers.links.is_empty() {
+            return None;
+        }
+        Some(self.peers.next_announcement.min(self.peers.next_steer))
+    }
+}

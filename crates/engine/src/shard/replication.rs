@@ -1,0 +1,410 @@
+//! A shard among its replicas: reigns that begin and end, states that travel, and the group that changes one step at a
+//! time. What is said to other replicas leaves as [`Work::messages`].
+
+use bytes::Bytes;
+use swarmmq_protocol::{
+    consensus::{Message, MessageKind, SnapshotMark},
+    error::Code,
+    id::{NodeId, ShardId},
+};
+
+use super::{
+    RECORD_INSTALLED, RECORD_MOVED, Shard, Work, codec,
+    consensus::{Change, Conf, Consensus, Hard, Progress, Restored, TICK_MILLIS, mix},
+    intake::{Intake, Payload, StatePart},
+    member::{Wish, node_of},
+    state::{NOWHERE, State},
+};
+use crate::{
+    log::{Position, Writer},
+    node::Now,
+};
+
+/// Time in which a leader must see a proposal commit, or make room for another (safety rule 22): an election timeout.
+const STALL_TIME_MAX: std::time::Duration = std::time::Duration::from_millis(1200);
+/// Time between two candidates after their leader's process is gone; the first asks at once.
+const STAGGER_MILLIS: u64 = 25;
+/// Silence of a replica that is being caught up after which its leader begins anew.
+const PULL_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(5);
+/// Entries a follower may lack and still count as caught up.
+const CAUGHT_UP_ENTRIES: u64 = 64;
+/// Bytes of a state in one packet.
+const STATE_PART_BYTES: usize = 1 << 20;
+
+impl Shard {
+    /// The replicas, as of what was applied.
+    pub fn conf(&self) -> &Conf {
+        &self.state.conf
+    }
+
+    /// The replica that leads as far as this one knows.
+    pub fn leader(&self) -> Option<NodeId> {
+        Some(self.consensus.leader()).filter(|leader| *leader != 0).map(node_of)
+    }
+
+    /// Whether what this replica has applied is all that it knows to be committed, and somebody leads.
+    pub fn is_current(&self) -> bool {
+        let leader = self.consensus.leader();
+        let follows = leader != 0 && leader != self.replica && !self.state.conf.is_empty();
+        self.is_serving() || follows && self.state.applied >= self.consensus.committed()
+    }
+
+    /// The leader says who the replicas are, as of a state at least as new as ours. One that is none of them any more,
+    /// and was not told by the log, for it left with the leave, forgets what it held but not whom it voted for.
+    pub fn told_of_group(&mut self, voters: &[u64], learners: &[u64], applied: u64) {
+        let belongs = voters.contains(&self.replica) || learners.contains(&self.replica);
+        if !belongs && !self.state.conf.is_empty() && applied > self.state.applied {
+            self.leaving = true;
+        }
+    }
+
+    /// Lets go of everything but whom this replica voted for, once it belongs to the group no more.
+    pub(super) fn retire(&mut self, log: &mut Writer, work: &mut Work) {
+        let out = self.leaving || !(self.state.conf.is_empty() || self.is_replica());
+        // Rounds on their way to the disk belong to the old part.
+        if !out || self.consensus.is_leader() || !self.unsynced.is_empty() {
+            return;
+        }
+        self.leaving = false;
+        self.end_reign(Code::NotLeader, work);
+        let hard = Hard { commit: 0, ..self.consensus.hard() };
+        let restored = Restored { hard, ..Restored::default() };
+        self.consensus = Consensus::new(self.replica, restored, self.seed);
+        self.state = State { bugs: self.bugs, ..State::default() };
+        self.applied_term = 0;
+        self.places.clear();
+        self.intake = None;
+        self.campaign_at = None;
+        self.last_round = 0;
+        self.put_snapshot(RECORD_INSTALLED, log);
+        work.regrouped = true;
+    }
+
+    /// Whether this node holds a replica.
+    pub fn is_replica(&self) -> bool {
+        self.state.conf.contains(self.replica)
+    }
+
+    /// Whether this replica leads, perhaps without knowing everything yet.
+    pub fn is_leader(&self) -> bool {
+        self.consensus.is_leader()
+    }
+
+    /// Whether a leader has shown that this replica lacks what it once promised to have.
+    pub fn has_amnesia(&self) -> bool {
+        self.consensus.has_amnesia()
+    }
+
+    /// Replicas whose logs hold all but the latest entries; only the leader knows.
+    pub fn in_sync(&self) -> Vec<u64> {
+        if !self.is_serving() {
+            return Vec::new();
+        }
+        let is_close = |replica: &u64| self.is_caught_up(*replica);
+        self.state.conf.members().filter(is_close).collect()
+    }
+
+    fn is_caught_up(&self, replica: u64) -> bool {
+        let progress = self.consensus.progress(replica);
+        progress.is_some_and(|Progress { matched, is_active, takes_snapshot }| {
+            is_active && !takes_snapshot && matched + CAUGHT_UP_ENTRIES >= self.consensus.last_index()
+        })
+    }
+
+    pub(super) fn tick(&mut self, now: Now, work: &mut Work) {
+        if self.campaign_at.is_some_and(|at| at <= now.monotonic) {
+            self.campaign_at = None;
+            if self.consensus.leader() == 0 && !self.consensus.is_leader() {
+                self.consensus.campaign();
+            }
+        }
+        if now.monotonic < self.next_tick {
+            return;
+        }
+        self.consensus.tick();
+        self.next_tick = now.monotonic + std::time::Duration::from_millis(TICK_MILLIS);
+        if !self.consensus.is_leader() {
+            self.stalled_since = None;
+            return;
+        }
+        let committed = self.consensus.committed();
+        match self.stalled_since {
+            _ if self.consensus.last_index() == committed => self.stalled_since = None,
+            Some((since, mark)) if mark == committed => {
+                let alone = self.state.conf.voters.len() == 1;
+                if now.monotonic.since(since) > STALL_TIME_MAX && !alone {
+                    self.consensus.step_down();
+                    self.follow_reign(work);
+                }
+            }
+            _ => self.stalled_since = Some((now.monotonic, committed)),
+        }
+        for replica in self.state.conf.members().collect::<Vec<_>>() {
+            if self.consensus.progress(replica).is_some_and(|progress| progress.takes_snapshot) {
+                let heard = *self.pulled_at.entry(replica).or_insert(now.monotonic);
+                if now.monotonic.since(heard) > PULL_TIME_MAX {
+                    self.pulled_at.insert(replica, now.monotonic);
+                    self.consensus.unreachable(replica);
+                }
+            }
+        }
+    }
+
+    /// Notices that a reign of this replica ended or another began.
+    pub(super) fn follow_reign(&mut self, work: &mut Work) {
+        let reign = self.consensus.is_leader().then_some(self.consensus.term().0);
+        if self.reign == reign {
+            return;
+        }
+        if self.reign.is_some() {
+            self.end_reign(Code::NotLeader, work);
+        }
+        self.reign = reign;
+        work.regrouped = true;
+    }
+
+    /// Takes what another replica says.
+    pub fn step(&mut self, now: Now, message: Message) {
+        if self.stopped.is_some() || message.to != self.replica {
+            return;
+        }
+        let lags = message.snapshot.as_ref().is_some_and(|mark| mark.index > self.consensus.committed());
+        if message.kind != MessageKind::Snapshot || !lags {
+            self.consensus.step(message);
+            return;
+        }
+        if message.term < self.consensus.term().0 {
+            return;
+        }
+        // Consensus hears of it once everything is here. Until then its sender is the leader, as with a heartbeat.
+        self.consensus.step(Message {
+            kind: MessageKind::Heartbeat,
+            from: message.from,
+            to: message.to,
+            term: message.term,
+            ..Message::default()
+        });
+        match &mut self.intake {
+            Some(intake) if intake.source() == node_of(message.from) => intake.heard(message),
+            _ => self.intake = Some(Intake::new(now.monotonic, message)),
+        }
+    }
+
+    /// A node cannot be reached any more; `gone`: its process has ended.
+    pub fn lost_node(&mut self, now: Now, node: NodeId, gone: bool) {
+        for replica in
+            self.state.conf.members().filter(|replica| node_of(*replica) == node).collect::<Vec<_>>()
+        {
+            self.consensus.unreachable(replica);
+        }
+        if self.intake.as_ref().is_some_and(|intake| intake.source() == node) {
+            self.intake = None;
+        }
+        if gone && self.leader() == Some(node) && !self.consensus.is_leader() {
+            self.consensus.forget_leader();
+            if self.consensus.is_voter() {
+                let voters = &self.state.conf.voters;
+                let rank = voters.iter().position(|voter| *voter == self.replica).unwrap_or(0) as u64;
+                let turn = (rank + mix(self.seed ^ self.consensus.term().0)) % voters.len().max(1) as u64;
+                self.campaign_at =
+                    Some(now.monotonic + std::time::Duration::from_millis(turn * STAGGER_MILLIS));
+            }
+        }
+    }
+
+    /// A committed change of the group takes effect.
+    pub(super) fn regroup(&mut self, data: &[u8], work: &mut Work) {
+        let change = Change::read(data).expect("this shard proposed it and its checksum holds");
+        let conf = self.consensus.apply_change(change);
+        self.state.regroup(conf);
+        work.regrouped = true;
+    }
+
+    /// Another replica's state replaces this one's: everything of it was handed to the log before.
+    pub(super) fn install(&mut self, mark: &SnapshotMark, log: &mut Writer, work: &mut Work) {
+        let intake = self.intake.take().expect("consensus is told of a snapshot only when its state is here");
+        let (state, term) = intake.finish();
+        assert_eq!((state.applied, term), (mark.index, mark.term), "the state that consensus was told of");
+        self.state = state;
+        self.applied_term = term;
+        self.places.clear();
+        self.proposed.clear();
+        self.put_snapshot(RECORD_INSTALLED, log);
+        work.regrouped = true;
+    }
+
+    pub(super) fn advance_intake(&mut self, now: Now, work: &mut Work) {
+        let Some(intake) = &mut self.intake else { return };
+        intake.lose_patience(now.monotonic);
+        let source = intake.source();
+        let mut wanted = Vec::new();
+        intake.wants(now.monotonic, &mut wanted);
+        work.wanted.extend(wanted.into_iter().map(|wanted| (source, wanted)));
+        if !intake.is_whole() {
+            return;
+        }
+        let message = intake.announcement();
+        self.consensus.step(message);
+        if !self.consensus.has_snapshot() {
+            // Consensus found what it lacked in its own log.
+            self.intake = None;
+        }
+    }
+
+    /// Takes part of another replica's state.
+    pub fn take_state(&mut self, now: Now, from: NodeId, part: &StatePart) {
+        let Some(intake) = self.intake.as_mut().filter(|intake| intake.source() == from) else { return };
+        intake.part(now.monotonic, part, &self.state, self.bugs);
+    }
+
+    /// Takes payloads that were asked for; they go to the log with the next batch.
+    pub fn take_payloads(&mut self, now: Now, from: NodeId, payloads: Vec<Payload>, log: &mut Writer) {
+        let Some(intake) = self.intake.as_mut().filter(|intake| intake.source() == from) else { return };
+        let shard = self.id.0;
+        intake.payloads(now.monotonic, payloads, &mut |payload, sealed| {
+            put_moved(log, shard, &payload.address, payload.offset, sealed)
+        });
+    }
+
+    /// This replica's state for another one, in parts.
+    pub fn give_state(&mut self, now: Now, to: NodeId) -> Vec<StatePart> {
+        self.pulled(now, to);
+        let (index, term) = (self.state.applied, self.applied_term);
+        let bytes = Bytes::from(self.state.to_portable());
+        let parts = bytes.len().div_ceil(STATE_PART_BYTES) as u32;
+        let part = |part: u32| {
+            let from = part as usize * STATE_PART_BYTES;
+            let to = bytes.len().min(from + STATE_PART_BYTES);
+            StatePart { index, term, part, parts, bytes: bytes.slice(from..to) }
+        };
+        if self.consensus.is_leader() { (0..parts).map(part).collect() } else { Vec::new() }
+    }
+
+    /// Another replica is still being caught up.
+    pub fn pulled(&mut self, now: Now, to: NodeId) {
+        for replica in self.state.conf.members().filter(|replica| node_of(*replica) == to).collect::<Vec<_>>()
+        {
+            self.pulled_at.insert(replica, now.monotonic);
+        }
+    }
+
+    /// Where the payload of a message lies: place, length, checksum. What was dead-lettered meanwhile is found there.
+    pub fn find_payload(
+        &self,
+        address: &swarmmq_protocol::id::Address,
+        offset: u64,
+    ) -> Option<(Position, u32, u32)> {
+        let queues = &self.state.queues;
+        let message = queues.get(address).and_then(|queue| queue.messages.get(&offset)).or_else(|| {
+            let dead = queues.get(&address.dead_letter()?)?;
+            dead.messages
+                .values()
+                .find(|message| message.dead.as_ref().is_some_and(|letter| letter.origin.0 == offset))
+        })?;
+        (message.place != NOWHERE).then_some((message.place, message.length, message.crc))
+    }
+
+    /// Bytes of a payload, if they are in memory.
+    pub fn cached(&self, place: Position, length: u32) -> Option<Bytes> {
+        match self.cache.get(place, length) {
+            super::cache::Fetched::Written(sealed) | super::cache::Fetched::Read(sealed) => Some(sealed),
+            super::cache::Fetched::Missing => None,
+        }
+    }
+
+    /// Takes one step towards `wish`, if this replica leads and no step is under way. Returns whether the wish is met.
+    pub fn steer(&mut self, wish: &Wish, is_up: &dyn Fn(NodeId) -> bool) -> bool {
+        if !self.is_serving() || self.consensus.is_transferring() {
+            return true;
+        }
+        let conf = self.state.conf.clone();
+        if wish.is_met(&conf) {
+            return true;
+        }
+        if self.consensus.is_changing() {
+            return false;
+        }
+        let wanted = || wish.voters.iter().chain(&wish.learners).copied();
+        let changes = || {
+            // A disk that was replaced never comes back: its vote goes before the new one's comes.
+            let is_replaced = |old: &u64| {
+                !wanted().any(|new| new == *old) && wanted().any(|new| node_of(new) == node_of(*old))
+            };
+            if let Some(new) = wanted().find(|replica| !conf.contains(*replica) && is_up(node_of(*replica))) {
+                return Some(Change::Follow(new));
+            }
+            let ready = |replica: &u64| conf.learners.contains(replica) && self.is_caught_up(*replica);
+            if let Some(new) = wish.voters.iter().copied().find(ready) {
+                let old = conf.voters.iter().copied().find(is_replaced);
+                return Some(old.map_or(Change::Vote(new), Change::Leave));
+            }
+            if let Some(gone) =
+                conf.learners.iter().copied().find(|replica| !wanted().any(|new| new == *replica))
+            {
+                return Some(Change::Leave(gone));
+            }
+            let complete = wish.voters.iter().all(|replica| conf.voters.contains(replica));
+            let surplus = conf
+                .voters
+                .iter()
+                .copied()
+                .find(|replica| !wish.voters.contains(replica) && *replica != self.replica);
+            match surplus {
+                Some(gone) if complete || wish.learners.contains(&gone) => Some(Change::Leave(gone)),
+                _ => None,
+            }
+        };
+        if let Some(change) = changes() {
+            self.consensus.propose_change(change);
+        } else if !wish.voters.contains(&self.replica) {
+            // What is left is this replica itself: another has to lead before it can go.
+            if let Some(heir) = wish
+                .voters
+                .iter()
+                .copied()
+                .find(|replica| conf.voters.contains(replica) && self.is_caught_up(*replica))
+            {
+                self.consensus.transfer(heir);
+            }
+        }
+        false
+    }
+
+    /// Hands the lead to a replica on another node that has everything, the `preferred` one if it can be. Returns
+    /// whether there is one.
+    pub fn hand_over(&mut self, preferred: Option<u64>) -> bool {
+        if !self.consensus.is_leader() || self.consensus.is_transferring() {
+            return self.consensus.is_leader();
+        }
+        let fits = |replica: &u64| *replica != self.replica && self.is_caught_up(*replica);
+        let heir = match preferred {
+            Some(replica) => {
+                Some(replica).filter(|replica| self.state.conf.voters.contains(replica) && fits(replica))
+            }
+            None => self.state.conf.voters.iter().copied().find(fits),
+        };
+        if let Some(heir) = heir {
+            self.consensus.transfer(heir);
+        }
+        heir.is_some()
+    }
+
+    /// Whether the shard is the cluster's own.
+    pub fn is_clusters(&self) -> bool {
+        self.id == ShardId::CLUSTER
+    }
+}
+
+/// Appends a copy of a message's bytes. Returns where they lie.
+pub(super) fn put_moved(
+    log: &mut Writer,
+    shard: u32,
+    address: &swarmmq_protocol::id::Address,
+    offset: u64,
+    sealed: &[u8],
+) -> Position {
+    let mut head = Vec::with_capacity(address.as_str().len() + 2);
+    codec::put_text(&mut head, address.as_str());
+    let place = log.append(RECORD_MOVED, shard, offset, 0, &[&head, sealed]);
+    Position { segment: place.segment, offset: place.offset + head.len() as u32 }
+}
