@@ -782,5 +782,7 @@ mod hostile;
 
 #[path = "bound_tests.rs"]
 mod bound;
+#[path = "cluster_tests.rs"]
+mod cluster;
 #[path = "found_tests.rs"]
 mod found;

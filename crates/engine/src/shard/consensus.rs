@@ -308,6 +308,8 @@ pub struct Consensus {
     outbox: Vec<Message>,
     /// The latest round that is on stable storage, and the latest there was.
     rounds: (u64, u64),
+    /// The round whose snapshot is on its way to the disk, and the index it covers.
+    installing: Option<(u64, u64)>,
     /// What a leader told this replica to have that it has not: its disk was rolled back.
     amnesia: bool,
 }
@@ -350,8 +352,15 @@ impl Consensus {
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = RawNode::new(&config, memory, &logger).expect("a constant configuration and a checked log");
-        let mut consensus =
-            Self { raw, seed, held: VecDeque::new(), outbox: Vec::new(), rounds: (0, 0), amnesia: false };
+        let mut consensus = Self {
+            raw,
+            seed,
+            held: VecDeque::new(),
+            outbox: Vec::new(),
+            rounds: (0, 0),
+            installing: None,
+            amnesia: false,
+        };
         consensus.reseed();
         consensus
     }
@@ -512,6 +521,7 @@ impl Consensus {
         if let Some(mark) = &snapshot {
             let conf = ConfState::from((mark.voters.clone(), mark.learners.clone()));
             self.raw.mut_store().restore(mark.index, mark.term, conf);
+            self.installing = Some((number, mark.index));
         }
         let hard = ready.hs().map(|hard| Hard { term: hard.term, vote: hard.vote, commit: hard.commit });
         let entries = ready.take_entries();
@@ -544,6 +554,9 @@ impl Consensus {
     pub fn persisted(&mut self, number: u64) {
         self.rounds.0 = number;
         self.raw.on_persist_ready(number);
+        if let Some((_, index)) = self.installing.take_if(|(round, _)| *round <= number) {
+            self.raw.advance_apply_to(index);
+        }
         while self.held.front().is_some_and(|(round, _)| *round <= number) {
             let (_, promises) = self.held.pop_front().expect("looked at above");
             self.outbox.extend(promises);
