@@ -41,9 +41,9 @@ fn node_file(dev: &Dev, name: &str, extra: &str) -> String {
     let listen = if extra.contains("[listen]") {
         String::new()
     } else {
-        let free: Vec<TcpListener> = (0..2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let free: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let port = |at: usize| free[at].local_addr().unwrap();
-        format!("[listen]\nclient = \"{}\"\nadmin = \"{}\"\n", port(0), port(1))
+        format!("[listen]\nclient = \"{}\"\nadmin = \"{}\"\npeer = \"{}\"\n", port(0), port(1), port(2))
     };
     let text = format!(
         "[node]\nid = 1\ndata = \"data\"\nkeyring = \"../keys/node.keyring\"\n{extra}\n{listen}[cluster]\nseeds = []\n"
@@ -343,7 +343,7 @@ fn a_port_in_use_is_named_together_with_its_setting() {
     let dev = Dev::up();
     ok(&dev.run(&["send", "a", "kept"]));
     ok(&dev.run(&["dev", "down"]));
-    for what in ["client", "admin"] {
+    for what in ["client", "peer", "admin"] {
         let address = dev.node(what);
         let stranger = TcpListener::bind(&address).unwrap();
         let words = [&format!("the {what} port {address} is in use"), &format!("listen.{what}")];
@@ -376,7 +376,7 @@ fn a_mistake_in_node_toml_is_named_with_its_line_and_what_was_meant() {
             "is not on loopback",
             "until connections are encrypted",
         ),
-        ("role", "roles = [\"store\"]\n", "leaves a role out", "needs all three"),
+        ("role", "roles = [\"boss\"]\n", "node.roles names \"boss\"", "roles are ingress, router, store"),
     ] {
         let config = node_file(&dev, name, extra);
         for command in ["init", "node"] {

@@ -9,7 +9,8 @@ use std::{
 };
 
 use serde::{Deserialize, de::IgnoredAny};
-use swarmmq_protocol::{id::NodeId, mac::MacKey};
+use swarmmq_engine::node::Addresses;
+use swarmmq_protocol::{id::NodeId, mac::MacKey, session::peer::PeerHello};
 use zeroize::Zeroizing;
 
 use crate::StartError;
@@ -22,6 +23,8 @@ const KNOWN_KEYS: &[(&str, &[&str])] = &[
 ];
 /// Edits after which two words are still taken for the same.
 const TYPO_EDITS_MAX: usize = 3;
+/// From the access token to the secret of the peer port.
+const PEER_SECRET_LABEL: &[u8] = b"swarmmq/peer/secret/v1";
 /// Everything a node's keyring may say.
 const KEYRING_KEYS: &[&str] = &["version", "access_token", "admission_key"];
 
@@ -77,8 +80,14 @@ pub(crate) struct NodeConfig {
     pub(crate) node: NodeId,
     pub(crate) data: PathBuf,
     pub(crate) keyring: PathBuf,
+    /// [`PeerHello::INGRESS`], [`PeerHello::ROUTER`], [`PeerHello::STORE`], added up.
+    pub(crate) roles: u8,
     pub(crate) client: SocketAddr,
+    pub(crate) peer: SocketAddr,
+    pub(crate) gossip: SocketAddr,
     pub(crate) admin: SocketAddr,
+    /// Where other nodes may listen: their peer ports. This node's own is left out.
+    pub(crate) seeds: Vec<SocketAddr>,
 }
 
 impl NodeConfig {
@@ -99,30 +108,11 @@ impl NodeConfig {
         let id = u16::try_from(file.node.id).ok().filter(|id| *id > 0).ok_or_else(|| {
             StartError::config(format!("node.id is {}", file.node.id), "use a number from 1 to 65535")
         })?;
-        let all = ["ingress", "router", "store"];
-        for role in file.node.roles.iter().flatten() {
-            if !all.contains(&role.as_str()) {
-                return Err(StartError::config(
-                    format!("node.roles names {role:?}"),
-                    "roles are ingress, router, store",
-                ));
-            }
-        }
-        if file
-            .node
-            .roles
-            .as_ref()
-            .is_some_and(|roles| all.iter().any(|role| !roles.iter().any(|r| r == role)))
-        {
-            return Err(StartError::config(
-                "node.roles leaves a role out",
-                "a single node needs all three: ingress, router, store",
-            ));
-        }
+        let roles = roles(file.node.roles.as_deref())?;
         let client = address("listen.client", &file.listen.client)?;
         let peer = address("listen.peer", &file.listen.peer)?;
         let admin = address("listen.admin", &file.listen.admin)?;
-        address("listen.gossip", &file.listen.gossip)?;
+        let gossip = address("listen.gossip", &file.listen.gossip)?;
         // Gossip is UDP: it may share a number with the others.
         for ((one, a), (other, b)) in [
             (("client", client), ("peer", peer)),
@@ -136,17 +126,55 @@ impl NodeConfig {
                 ));
             }
         }
+        let mut seeds = Vec::new();
         for seed in &file.cluster.seeds {
-            address("cluster.seeds", seed)?;
+            let seed = address("cluster.seeds", seed)?;
+            if seed != peer && !seeds.contains(&seed) {
+                seeds.push(seed);
+            }
         }
         Ok(Self {
             node: NodeId(id),
             data: folder.join(&file.node.data),
             keyring: folder.join(&file.node.keyring),
+            roles,
             client,
+            peer,
+            gossip,
             admin,
+            seeds,
         })
     }
+
+    /// Where this node listens, for others to know.
+    pub(crate) fn addresses(&self) -> Addresses {
+        Addresses {
+            client: if self.takes_clients() { self.client.to_string() } else { String::new() },
+            peer: self.peer.to_string(),
+            gossip: self.gossip.to_string(),
+            admin: self.admin.to_string(),
+        }
+    }
+
+    /// Whether clients may connect here.
+    pub(crate) fn takes_clients(&self) -> bool {
+        self.roles & PeerHello::INGRESS != 0
+    }
+}
+
+/// The bits of these roles; of all of them if none is named.
+fn roles(names: Option<&[String]>) -> Result<u8, StartError> {
+    let hint = "roles are ingress, router, store; without node.roles a node has all three";
+    let Some(names) = names else { return Ok(PeerHello::INGRESS | PeerHello::ROUTER | PeerHello::STORE) };
+    if names.is_empty() {
+        return Err(StartError::config("node.roles is empty", hint));
+    }
+    names.iter().try_fold(0, |roles, name| match name.as_str() {
+        "ingress" => Ok(roles | PeerHello::INGRESS),
+        "router" => Ok(roles | PeerHello::ROUTER),
+        "store" => Ok(roles | PeerHello::STORE),
+        _ => Err(StartError::config(format!("node.roles names {name:?}"), hint)),
+    })
 }
 
 fn address(key: &str, value: &str) -> Result<SocketAddr, StartError> {
@@ -216,6 +244,11 @@ pub(crate) struct NodeKeyring {
 }
 
 impl NodeKeyring {
+    /// What nodes prove to each other that they know. Not the token itself, so that no proof serves on both kinds of port.
+    pub(crate) fn peer_secret(&self) -> MacKey {
+        MacKey::new(self.access_token.sign(&[PEER_SECRET_LABEL]))
+    }
+
     /// Reads and checks the file. Whatever a node must not have is refused, in the file and in the environment (safety
     /// rule 25).
     ///
@@ -308,6 +341,23 @@ mod tests {
     }
 
     #[test]
+    fn a_node_has_the_roles_that_it_is_given_and_all_without_a_word() {
+        let roles = |text: &str| load(&format!("{GOOD}{text}\n")).unwrap().roles;
+        assert_eq!(roles(""), 7);
+        assert_eq!(roles("roles = [\"store\"]"), PeerHello::STORE);
+        assert_eq!(roles("roles = [\"router\", \"ingress\", \"router\"]"), 3);
+        assert!(!load(&format!("{GOOD}roles = [\"store\"]\n")).unwrap().takes_clients());
+    }
+
+    #[test]
+    fn seeds_are_others_and_each_counts_once() {
+        let seeds = |list: &str| load(&format!("{GOOD}[cluster]\nseeds = [{list}]\n")).unwrap().seeds;
+        assert!(seeds("\"127.0.0.1:7421\"").is_empty(), "this node itself");
+        let other: SocketAddr = "127.0.0.1:9".parse().unwrap();
+        assert_eq!(seeds("\"127.0.0.1:9\", \"127.0.0.1:7421\", \"127.0.0.1:9\""), [other]);
+    }
+
+    #[test]
     fn every_mistake_gets_one_sentence_and_exit_code_2() {
         for (text, says) in [
             ("[node]\nid = 0\ndata = \"d\"\nkeyring = \"k\"\n".to_owned(), "node.id is 0"),
@@ -320,7 +370,7 @@ mod tests {
             (format!("{GOOD}[cluster]\nseeds = [\"192.0.2.1:1\"]\n"), "not on loopback"),
             ("[node]\nid = 65536\ndata = \"d\"\nkeyring = \"k\"\n".to_owned(), "node.id is 65536"),
             ("[node]\nid = 1\ndata = \"d\"\n".to_owned(), "missing field `keyring`"),
-            (format!("{GOOD}roles = [\"store\"]\n"), "leaves a role out"),
+            (format!("{GOOD}roles = []\n"), "node.roles is empty"),
             (format!("{GOOD}roles = [\"boss\"]\n"), "boss"),
             ("[node\n".to_owned(), "line 1"),
         ] {

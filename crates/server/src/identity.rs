@@ -25,8 +25,16 @@ const FILE: &str = "identity.toml";
 pub(crate) struct Identity {
     pub(crate) cluster: ClusterId,
     pub(crate) node: NodeId,
+    /// Which life of the disk.
     pub(crate) incarnation: u64,
     pub(crate) shard_count: u32,
+    /// This disk made the cluster. Without a log it begins the shards; every other disk only joins (safety rule 20).
+    pub(crate) founder: bool,
+    /// Starts in this life.
+    pub(crate) boot: u64,
+    /// Something was synced to the log in this life: if the log is empty, it was lost.
+    pub(crate) begun: bool,
+    created_at_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -38,75 +46,143 @@ struct Written {
     incarnation: String,
     shard_count: u32,
     created_at_ms: u64,
+    /// Files from before there was more than one node do not say these; they were all made by `init`.
+    #[serde(default = "yes")]
+    founder: bool,
+    #[serde(default)]
+    boot: u64,
+    #[serde(default = "yes")]
+    begun: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A number for a new life of a disk.
+pub(crate) fn new_incarnation() -> u64 {
+    u64::from_be_bytes(clock::random()) >> 16 | 1
 }
 
 impl Identity {
     /// Draws a new cluster and writes it down, together with the beginning of the log.
     pub(crate) fn make(data: &Path, node: NodeId) -> Result<Self, StartError> {
-        let path = data.join(FILE);
-        if path.exists() {
+        if data.join(FILE).exists() {
             return Err(StartError::local(
                 format!("{} is already part of a cluster", data.display()),
                 "run `swarmmq node --config FILE`; to begin anew, choose an empty data directory",
             ));
         }
-        let log = data.join("log");
-        if holds_bytes(&log) {
-            return Err(StartError::local(
-                format!("{} holds a log without an identity", log.display()),
-                "restore identity.toml from where it went, or choose an empty data directory",
-            ));
-        }
+        refuse_orphaned_log(data)?;
         let identity = Self {
             cluster: ClusterId(u128::from_be_bytes(clock::random())),
             node,
-            incarnation: u64::from_be_bytes(clock::random()) >> 16 | 1,
+            incarnation: new_incarnation(),
             shard_count: SHARD_COUNT,
-        };
-        let written = Written {
-            version: 1,
-            cluster: identity.cluster.to_string(),
-            node: node.0,
-            incarnation: format!("{:016x}", identity.incarnation),
-            shard_count: SHARD_COUNT,
+            founder: true,
+            boot: 0,
+            begun: false,
             created_at_ms: clock::wall().0,
         };
-        let text = toml::to_string(&written).expect("plain fields can be written");
-        let io = |error: std::io::Error| {
-            StartError::local(
-                format!("cannot write to {}: {error}", data.display()),
-                "check the directory and its disk",
-            )
-        };
-        fs::create_dir_all(&log).map_err(io)?;
-        // The first segment is there before the identity: an identity without a log is a lost disk.
-        let first = log.join(crate::disk::segment_name(1));
-        File::create(&first).and_then(|file| file.sync_all()).map_err(io)?;
-        sync_directory(&log).map_err(io)?;
-        let temporary = data.join("identity.tmp");
-        File::create(&temporary)
-            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-            .and_then(|()| fs::rename(&temporary, &path))
-            .and_then(|()| sync_directory(data))
-            .map_err(io)?;
+        identity.begin_log(data)?;
+        identity.write(data)?;
         Ok(identity)
     }
 
-    /// Reads what was written down.
-    pub(crate) fn load(data: &Path) -> Result<Self, StartError> {
+    /// Writes down that this disk belongs to a cluster that exists, together with the beginning of the log.
+    ///
+    /// * `incarnation`: as the cluster was told when it was asked.
+    pub(crate) fn join(
+        data: &Path,
+        node: NodeId,
+        incarnation: u64,
+        cluster: ClusterId,
+        shard_count: u32,
+    ) -> Result<Self, StartError> {
+        refuse_orphaned_log(data)?;
+        let created_at_ms = clock::wall().0;
+        let (founder, boot, begun) = (false, 0, false);
+        let identity = Self { cluster, node, incarnation, shard_count, founder, boot, begun, created_at_ms };
+        identity.begin_log(data)?;
+        identity.write(data)?;
+        Ok(identity)
+    }
+
+    /// The next life of a disk whose log was lost: it can only join again. What is left of the log is kept beside it.
+    pub(crate) fn renew(&mut self, data: &Path) -> Result<(), StartError> {
+        let log = data.join("log");
+        if log.exists() {
+            let aside = data.join(format!("log.lost-{:016x}", self.incarnation));
+            fs::rename(&log, &aside).map_err(|error| {
+                StartError::local(
+                    format!("cannot set {} aside: {error}", log.display()),
+                    "check the data directory and its disk",
+                )
+            })?;
+        }
+        self.incarnation = new_incarnation();
+        (self.founder, self.boot, self.begun) = (false, 0, false);
+        self.begin_log(data)?;
+        self.write(data)
+    }
+
+    /// Counts a start.
+    pub(crate) fn count_boot(&mut self, data: &Path) -> Result<(), StartError> {
+        self.boot += 1;
+        self.write(data)
+    }
+
+    /// Remembers that the log holds something.
+    pub(crate) fn set_begun(&mut self, data: &Path) -> Result<(), StartError> {
+        self.begun = true;
+        self.write(data)
+    }
+
+    /// The first segment is there before the identity: an identity without a log is a lost disk.
+    fn begin_log(&self, data: &Path) -> Result<(), StartError> {
+        let log = data.join("log");
+        let first = log.join(crate::disk::segment_name(1));
+        fs::create_dir_all(&log)
+            .and_then(|()| File::create(&first)?.sync_all())
+            .and_then(|()| sync_directory(&log))
+            .map_err(|error| unwritable(data, &error))
+    }
+
+    /// Replaces the file. When this returns, a power cut does not take it back.
+    fn write(&self, data: &Path) -> Result<(), StartError> {
+        let written = Written {
+            version: 1,
+            cluster: self.cluster.to_string(),
+            node: self.node.0,
+            incarnation: format!("{:016x}", self.incarnation),
+            shard_count: self.shard_count,
+            created_at_ms: self.created_at_ms,
+            founder: self.founder,
+            boot: self.boot,
+            begun: self.begun,
+        };
+        let text = toml::to_string(&written).expect("plain fields can be written");
+        let temporary = data.join("identity.tmp");
+        File::create(&temporary)
+            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
+            .and_then(|()| fs::rename(&temporary, data.join(FILE)))
+            .and_then(|()| sync_directory(data))
+            .map_err(|error| unwritable(data, &error))
+    }
+
+    /// Reads what was written down; `None` if nothing ever was.
+    pub(crate) fn load(data: &Path) -> Result<Option<Self>, StartError> {
         let path = data.join(FILE);
-        let text = fs::read_to_string(&path).map_err(|error| {
-            if error.kind() == std::io::ErrorKind::NotFound {
-                return StartError::local(
-                    format!("{} is not part of a cluster: there is no {FILE}", data.display()),
-                    "a new node: run `swarmmq init --config FILE`, once; one that held data: mount or restore its disk first",
-                );
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(StartError::local(
+                    format!("cannot read {}: {error}", path.display()),
+                    "check permissions and the disk",
+                ));
             }
-            StartError::local(
-                format!("cannot read {}: {error}", path.display()),
-                "check permissions and the disk",
-            )
-        })?;
+        };
         let broken = |what: String| {
             StartError::local(
                 format!("{} is damaged: {what}", path.display()),
@@ -121,9 +197,36 @@ impl Identity {
         if written.version != 1 || written.shard_count == 0 {
             return Err(broken(format!("version {} with {} shards", written.version, written.shard_count)));
         }
-        let (node, shard_count) = (NodeId(written.node), written.shard_count);
-        Ok(Self { cluster: ClusterId(cluster), node, incarnation, shard_count })
+        Ok(Some(Self {
+            cluster: ClusterId(cluster),
+            node: NodeId(written.node),
+            incarnation,
+            shard_count: written.shard_count,
+            founder: written.founder,
+            boot: written.boot,
+            begun: written.begun,
+            created_at_ms: written.created_at_ms,
+        }))
     }
+}
+
+/// A log without an identity belongs to somebody who will want it back.
+pub(crate) fn refuse_orphaned_log(data: &Path) -> Result<(), StartError> {
+    let log = data.join("log");
+    if holds_bytes(&log) {
+        return Err(StartError::local(
+            format!("{} holds a log without an identity", log.display()),
+            "restore identity.toml from where it went, or choose an empty data directory",
+        ));
+    }
+    Ok(())
+}
+
+fn unwritable(data: &Path, error: &std::io::Error) -> StartError {
+    StartError::local(
+        format!("cannot write to {}: {error}", data.display()),
+        "check the directory and its disk",
+    )
 }
 
 /// Whether anything was ever written here. An `init` that was interrupted leaves files, but empty ones.
@@ -204,9 +307,10 @@ mod tests {
     #[test]
     fn an_identity_is_made_once_and_read_back() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Identity::load(dir.path()).unwrap_err().exit_code(), 7);
+        assert_eq!(Identity::load(dir.path()), Ok(None));
         let made = Identity::make(dir.path(), NodeId(3)).unwrap();
-        assert_eq!(Identity::load(dir.path()).unwrap(), made);
+        assert_eq!((made.founder, made.boot, made.begun), (true, 0, false));
+        assert_eq!(Identity::load(dir.path()), Ok(Some(made)));
         let again = Identity::make(dir.path(), NodeId(3)).unwrap_err();
         assert_eq!(again.exit_code(), 7);
         assert!(again.message().contains("already"), "{again}");
@@ -231,12 +335,61 @@ mod tests {
     #[test]
     fn a_damaged_identity_is_told_apart_from_none() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Identity::load(dir.path()).unwrap_err().hint().contains("swarmmq init --config FILE"));
+        assert_eq!(Identity::load(dir.path()), Ok(None));
         Identity::make(dir.path(), NodeId(1)).unwrap();
         fs::write(dir.path().join(FILE), "version = 1\ncluster = \"").unwrap();
         let error = Identity::load(dir.path()).unwrap_err();
         assert_eq!(error.exit_code(), 7);
         assert!(error.message().contains("damaged"), "{error}");
+    }
+
+    #[test]
+    fn starts_and_the_first_sync_are_counted_and_the_rest_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut identity = Identity::make(dir.path(), NodeId(1)).unwrap();
+        let made = identity;
+        identity.count_boot(dir.path()).unwrap();
+        identity.count_boot(dir.path()).unwrap();
+        identity.set_begun(dir.path()).unwrap();
+        assert_eq!(identity, Identity { boot: 2, begun: true, ..made });
+        assert_eq!(Identity::load(dir.path()), Ok(Some(identity)));
+    }
+
+    #[test]
+    fn a_disk_that_joins_makes_no_cluster() {
+        let dir = tempfile::tempdir().unwrap();
+        let joined = Identity::join(dir.path(), NodeId(2), 77, ClusterId(5), 4).unwrap();
+        assert_eq!((joined.founder, joined.boot, joined.begun), (false, 0, false));
+        assert_eq!((joined.incarnation, joined.cluster, joined.shard_count), (77, ClusterId(5), 4));
+        assert_eq!(Identity::load(dir.path()), Ok(Some(joined)));
+        assert_eq!(Identity::make(dir.path(), NodeId(2)).unwrap_err().exit_code(), 7);
+    }
+
+    #[test]
+    fn the_next_life_of_a_disk_is_no_founder_and_keeps_what_was_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut identity = Identity::make(dir.path(), NodeId(1)).unwrap();
+        identity.count_boot(dir.path()).unwrap();
+        identity.set_begun(dir.path()).unwrap();
+        let before = identity;
+        fs::write(dir.path().join("log/note"), "left").unwrap();
+        identity.renew(dir.path()).unwrap();
+        assert_ne!(identity.incarnation, before.incarnation);
+        assert_eq!((identity.founder, identity.boot, identity.begun), (false, 0, false));
+        assert_eq!((identity.cluster, identity.shard_count), (before.cluster, before.shard_count));
+        assert_eq!(Identity::load(dir.path()), Ok(Some(identity)));
+        let aside = dir.path().join(format!("log.lost-{:016x}", before.incarnation));
+        assert_eq!(fs::read(aside.join("note")).unwrap(), b"left");
+        assert!(dir.path().join("log").join(crate::disk::segment_name(1)).exists());
+    }
+
+    #[test]
+    fn an_identity_of_a_single_node_made_earlier_is_a_founder_with_a_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = "version = 1\ncluster = \"5\"\nnode = 1\nincarnation = \"7\"\nshard_count = 16\ncreated_at_ms = 1\n";
+        fs::write(dir.path().join(FILE), old).unwrap();
+        let identity = Identity::load(dir.path()).unwrap().unwrap();
+        assert_eq!((identity.founder, identity.boot, identity.begun), (true, 0, true));
     }
 
     #[test]

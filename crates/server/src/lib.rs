@@ -5,8 +5,10 @@ mod clock;
 mod disk;
 mod http;
 mod identity;
+mod join;
 mod link;
 mod listener;
+mod peers;
 mod shutdown;
 mod telemetry;
 mod worker;
@@ -17,6 +19,7 @@ use swarmmq_engine::{
     log::{Recovery, SEGMENT_HEADER_BYTES, Verdict},
     node::{self, bug::Bugs},
 };
+use swarmmq_protocol::session::peer::PeerHello;
 
 use self::{
     bootstrap::{NodeConfig, NodeKeyring},
@@ -24,6 +27,7 @@ use self::{
     disk::SegmentFiles,
     http::Shared,
     identity::Identity,
+    shutdown::Watch,
 };
 
 /// Bytes of one log segment.
@@ -32,6 +36,8 @@ const SEGMENT_BYTES: u32 = 64 << 20;
 const CACHE_BYTES_MAX: usize = 48 << 20;
 /// Messages that the logged horizon runs ahead of deliveries.
 const HORIZON_AHEAD: u64 = 1024;
+/// Copies of each shard in a cluster that is made now.
+const REPLICAS: u8 = 3;
 /// Of the disk, one part in so many is kept for settlements.
 const RESERVE_FRACTION: u64 = 20;
 /// On small disks, at least so much.
@@ -94,6 +100,12 @@ pub struct InitReport {
 /// Makes a cluster, once, on its first node: names it and begins the log. An existing one is refused, never overwritten.
 pub fn init(config_path: &Path) -> Result<InitReport, StartError> {
     let config = NodeConfig::load(config_path)?;
+    if config.roles & PeerHello::STORE == 0 {
+        return Err(StartError::config(
+            "node.roles leaves store out: the first node of a cluster holds its data",
+            "give this node the role store, or make the cluster on another one",
+        ));
+    }
     identity::make_directory(&config.data)?;
     let _lock = identity::lock(&config.data, SUCCESSION_TIME_MAX)?;
     let made = Identity::make(&config.data, config.node)?;
@@ -105,9 +117,19 @@ pub fn run(config_path: &Path) -> Result<(), StartError> {
     telemetry::init();
     let config = NodeConfig::load(config_path)?;
     let keyring = NodeKeyring::load(&config.keyring, std::env::var_os("SWARMMQ_KEYRING").is_some())?;
-    let identity = Identity::load(&config.data)?;
+    if Identity::load(&config.data)?.is_none() {
+        identity::refuse_orphaned_log(&config.data)?;
+        if config.seeds.is_empty() {
+            return Err(StartError::local(
+                format!("{} is not part of a cluster: there is no identity.toml", config.data.display()),
+                "a new cluster: run `swarmmq init --config FILE`, once; a node that joins one: name its seeds; one that held data: mount or restore its disk first",
+            ));
+        }
+        identity::make_directory(&config.data)?;
+    }
     let _lock = identity::lock(&config.data, SUCCESSION_TIME_MAX)?;
-    if identity.node != config.node {
+    let identity = Identity::load(&config.data)?;
+    if let Some(identity) = identity.filter(|identity| identity.node != config.node) {
         return Err(StartError::config(
             format!(
                 "{} belongs to node {}, the configuration says {}",
@@ -121,91 +143,184 @@ pub fn run(config_path: &Path) -> Result<(), StartError> {
     let shared = Shared::default();
     // Before the log is read, which may take long: whoever watches can see that the node lives.
     let admin = http::serve(config.admin, shared.clone())?;
-    let result = open(&config, identity, keyring)
-        .and_then(|(node, files, clock)| worker::run(&config, clock, node, files, shared));
+    let result = run_here(&config, identity, &keyring, shared);
     admin.stop();
     result
 }
 
-/// The node as its log left it, and the log.
+fn run_here(
+    config: &NodeConfig,
+    identity: Option<Identity>,
+    keyring: &NodeKeyring,
+    shared: Shared,
+) -> Result<(), StartError> {
+    let clock = Clock::start();
+    let peer_secret = keyring.peer_secret();
+    let mut watch = None;
+    let identity = match identity {
+        Some(identity) => identity,
+        None => {
+            let watch = watch.insert(Watch::start()?);
+            let Some(found) = join::find(config, peer_secret.clone(), clock, watch, &shared)? else {
+                tracing::info!("stopped before a seed answered");
+                return Ok(());
+            };
+            Identity::join(&config.data, config.node, found.incarnation, found.cluster, found.shard_count)?
+        }
+    };
+    let (node, files, identity) = open(config, identity, keyring, clock)?;
+    // Until here a signal ends the process at once: there is nothing to finish.
+    let watch = match watch {
+        Some(watch) => watch,
+        None => Watch::start()?,
+    };
+    worker::run(config, worker::Ready { node, files, identity, clock, peer_secret }, watch, shared)
+}
+
+/// The node as its log left it, and the log. A lost log makes the disk a new one, if there are others to join again.
 fn open(
     config: &NodeConfig,
-    identity: Identity,
-    keyring: NodeKeyring,
-) -> Result<(node::Node, SegmentFiles, Clock), StartError> {
-    let log = config.data.join("log");
-    let lost = || {
-        StartError::local(
-            format!("{} has an identity but no log: the disk was lost or emptied", config.data.display()),
-            "a single node cannot rebuild what it lost; restore the directory from where it went",
-        )
-    };
-    if !log.exists() {
-        return Err(lost());
+    mut identity: Identity,
+    keyring: &NodeKeyring,
+    clock: Clock,
+) -> Result<(node::Node, SegmentFiles, Identity), StartError> {
+    let mut log = Log::read(config, &identity, keyring)?;
+    if log.as_ref().is_none_or(|log| log.is_blank() && identity.begun) {
+        renew(config, &mut identity)?;
+        log = Log::read(config, &identity, keyring)?;
     }
-    let mut files = SegmentFiles::open(&log, SEGMENT_BYTES)?;
-    if files.sequences().is_empty() {
-        return Err(lost());
+    let (node, files) = log.ok_or_else(|| lost(config))?.finish(clock)?;
+    identity.count_boot(&config.data)?;
+    Ok((node, files, identity))
+}
+
+/// The log that this disk had is gone. What it had promised may be lost with it, so it must not go on under its old name:
+/// it would vote again, and answer with what it does not know any more (safety rules 14 and 20).
+fn renew(config: &NodeConfig, identity: &mut Identity) -> Result<(), StartError> {
+    if config.seeds.is_empty() {
+        return Err(lost(config));
     }
-    let node_config = node::Config {
+    let before = identity.incarnation;
+    identity.renew(&config.data)?;
+    tracing::error!(
+        data = %config.data.display(),
+        before = format!("{before:016x}"),
+        now = format!("{:016x}", identity.incarnation),
+        "THE LOG OF THIS DISK IS LOST: it joins its cluster again as a new, empty disk; what only it held is gone"
+    );
+    Ok(())
+}
+
+fn lost(config: &NodeConfig) -> StartError {
+    StartError::local(
+        format!("{} has an identity but no log: the disk was lost or emptied", config.data.display()),
+        "restore the directory from where it went; only a node with seeds can join its cluster again without it",
+    )
+}
+
+fn node_config(
+    config: &NodeConfig,
+    identity: &Identity,
+    keyring: &NodeKeyring,
+    files: &SegmentFiles,
+) -> node::Config {
+    node::Config {
         cluster: identity.cluster,
         node: identity.node,
         incarnation: identity.incarnation,
+        // This start is counted once it has succeeded.
+        boot: identity.boot + 1,
+        founder: identity.founder,
+        replicas: REPLICAS,
+        roles: config.roles,
+        addresses: config.addresses(),
         shard_count: identity.shard_count,
-        access_token: keyring.access_token,
-        admission_key: keyring.admission_key,
+        access_token: keyring.access_token.clone(),
+        admission_key: keyring.admission_key.clone(),
         segment_bytes: SEGMENT_BYTES,
         cache_bytes_max: CACHE_BYTES_MAX,
-        boot: 1,
-        founder: true,
-        replicas: 3,
-        roles: 7,
-        addresses: swarmmq_engine::node::Addresses::default(),
         horizon_ahead: HORIZON_AHEAD,
         reserve_bytes: (files.total_bytes() / RESERVE_FRACTION).max(RESERVE_BYTES_MIN),
         seed: identity.incarnation,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         bugs: Bugs::NONE,
-    };
-    let clock = Clock::start();
-    let node = recover(node_config, &mut files, clock)?;
-    Ok((node, files, clock))
+    }
 }
 
-/// Reads the whole log, checks it, and rebuilds the node from it.
-fn recover(config: node::Config, files: &mut SegmentFiles, clock: Clock) -> Result<node::Node, StartError> {
-    let log = swarmmq_engine::log::Config { segment_bytes: config.segment_bytes, log_id: config.log_id() };
-    let sequences = files.sequences();
-    let mut recovery = Recovery::new(log, sequences.clone());
-    let mut restore = node::Node::restore(config);
-    restore.segments(&sequences);
-    let mut buffer = Vec::new();
-    for sequence in recovery.order().to_vec() {
-        files.read_whole(sequence, &mut buffer)?;
-        if buffer.len() < SEGMENT_HEADER_BYTES as usize {
-            buffer.resize(SEGMENT_HEADER_BYTES as usize, 0);
+/// A log that was read and checked.
+struct Log {
+    files: SegmentFiles,
+    restore: node::Restore,
+    verdict: Verdict,
+    records: u64,
+}
+
+impl Log {
+    /// Reads the whole log; `None` if there is not even an empty one.
+    fn read(
+        config: &NodeConfig,
+        identity: &Identity,
+        keyring: &NodeKeyring,
+    ) -> Result<Option<Self>, StartError> {
+        let directory = config.data.join("log");
+        if !directory.exists() {
+            return Ok(None);
         }
-        recovery.segment(sequence, &buffer, &mut |record| restore.record(&record));
-    }
-    drop(buffer);
-    let verdict = recovery.finish();
-    match &verdict {
-        Verdict::Clean { tail } => tracing::info!(?tail, "the log is clean"),
-        Verdict::Torn { tail, cut_at } => {
-            tracing::warn!(
-                ?tail,
-                ?cut_at,
-                "the last batch was torn by a crash; nothing in it was acknowledged"
-            );
+        let mut files = SegmentFiles::open(&directory, SEGMENT_BYTES)?;
+        let sequences = files.sequences();
+        if sequences.is_empty() {
+            return Ok(None);
         }
-        Verdict::Corrupt { ranges, .. } => tracing::error!(?ranges, "the log is corrupt"),
+        let config = node_config(config, identity, keyring, &files);
+        let log =
+            swarmmq_engine::log::Config { segment_bytes: config.segment_bytes, log_id: config.log_id() };
+        let mut recovery = Recovery::new(log, sequences.clone());
+        let mut restore = node::Node::restore(config);
+        restore.segments(&sequences);
+        let mut records = 0;
+        let mut buffer = Vec::new();
+        for sequence in recovery.order().to_vec() {
+            files.read_whole(sequence, &mut buffer)?;
+            if buffer.len() < SEGMENT_HEADER_BYTES as usize {
+                buffer.resize(SEGMENT_HEADER_BYTES as usize, 0);
+            }
+            recovery.segment(sequence, &buffer, &mut |record| {
+                records += 1;
+                restore.record(&record);
+            });
+        }
+        let verdict = recovery.finish();
+        match &verdict {
+            Verdict::Clean { tail } => tracing::info!(?tail, "the log is clean"),
+            Verdict::Torn { tail, cut_at } => {
+                tracing::warn!(
+                    ?tail,
+                    ?cut_at,
+                    "the last batch was torn by a crash; nothing in it was acknowledged"
+                );
+            }
+            Verdict::Corrupt { ranges, .. } => tracing::error!(?ranges, "the log is corrupt"),
+        }
+        Ok(Some(Self { files, restore, verdict, records }))
     }
-    restore.finish(&verdict, clock.now(), &mut |position, length| files.read_at(position, length)).map_err(|error| {
-        StartError::local(
-            format!("{}: {error}", files.directory().display()),
-            "a single node cannot repair its log; nothing was changed: copy the data directory, then restore it from a backup",
-        )
-    })
+
+    /// Whether nothing is in it, and nothing is wrong with it.
+    fn is_blank(&self) -> bool {
+        self.records == 0 && !matches!(self.verdict, Verdict::Corrupt { .. })
+    }
+
+    /// Rebuilds the node.
+    fn finish(self, clock: Clock) -> Result<(node::Node, SegmentFiles), StartError> {
+        let Self { files, restore, verdict, .. } = self;
+        let mut read = |position, length| files.read_at(position, length);
+        let node = restore.finish(&verdict, clock.now(), &mut read).map_err(|error| {
+            StartError::local(
+                format!("{}: {error}", files.directory().display()),
+                "a single node cannot repair its log; nothing was changed: copy the data directory, then restore it from a backup",
+            )
+        })?;
+        Ok((node, files))
+    }
 }
 
 #[cfg(test)]
@@ -273,6 +388,75 @@ mod tests {
         }
     }
 
+    /// Opens the log as a start would, with a seed to join through.
+    fn open_with_a_seed(place: &Place) -> Identity {
+        let text = fs::read_to_string(&place.config).unwrap();
+        if !text.contains("seeds") {
+            fs::write(&place.config, format!("{text}[cluster]\nseeds = [\"127.0.0.1:9\"]\n")).unwrap();
+        }
+        let config = NodeConfig::load(&place.config).unwrap();
+        let keyring = NodeKeyring::load(&config.keyring, false).unwrap();
+        let identity = Identity::load(&config.data).unwrap().unwrap();
+        let (node, _, opened) = open(&config, identity, &keyring, Clock::start()).unwrap();
+        assert_eq!(Identity::load(&config.data), Ok(Some(opened)));
+        let hello = node.hello();
+        assert_eq!((hello.incarnation, hello.boot), (opened.incarnation, opened.boot));
+        opened
+    }
+
+    #[test]
+    fn starts_before_the_first_record_are_starts_of_the_same_disk() {
+        let place = Place::new();
+        init(&place.config).unwrap();
+        let made = Identity::load(&place.data()).unwrap().unwrap();
+        for boot in 1..=3 {
+            let mut started = made;
+            started.boot = boot;
+            assert_eq!(open_with_a_seed(&place), started);
+        }
+    }
+
+    #[test]
+    fn a_disk_that_lost_its_log_can_only_join_again_as_a_new_one() {
+        let place = Place::new();
+        init(&place.config).unwrap();
+        let log = place.data().join("log");
+        let mut before = open_with_a_seed(&place);
+        // Its log is empty although it had begun; then it is gone; then even the folder is.
+        for lose in [
+            |_: &Path| {},
+            |log: &Path| fs::remove_file(log.join(disk::segment_name(1))).unwrap(),
+            |log: &Path| fs::remove_dir_all(log).unwrap(),
+        ] {
+            before.set_begun(&place.data()).unwrap();
+            lose(&log);
+            let after = open_with_a_seed(&place);
+            assert_ne!(after.incarnation, before.incarnation);
+            assert_eq!((after.founder, after.begun, after.boot), (false, false, 1));
+            assert_eq!((after.cluster, after.node), (before.cluster, before.node));
+            before = after;
+        }
+    }
+
+    #[test]
+    fn a_log_without_an_identity_is_nobody_s_to_join_over() {
+        let place = Place::new();
+        fs::create_dir_all(place.data().join("log")).unwrap();
+        fs::write(place.data().join("log").join(disk::segment_name(1)), "records").unwrap();
+        let (code, said) = place.run();
+        assert!(code == 7 && said.contains("without an identity"), "{code} {said}");
+    }
+
+    #[test]
+    fn the_first_node_holds_data() {
+        let place = Place::new();
+        let text = fs::read_to_string(&place.config).unwrap();
+        fs::write(&place.config, text.replace("[listen]", "roles = [\"router\"]\n[listen]")).unwrap();
+        let error = init(&place.config).unwrap_err();
+        assert!(error.exit_code() == 2 && error.message().contains("store"), "{error}");
+        assert!(!place.data().exists());
+    }
+
     #[test]
     fn a_second_node_on_one_directory_is_told_who_holds_it() {
         let place = Place::new();
@@ -309,7 +493,7 @@ mod tests {
         init(&place.config).unwrap();
         let segment = place.data().join("log").join(disk::segment_name(1));
         let (log, identity) = {
-            let identity = Identity::load(&place.data()).unwrap();
+            let identity = Identity::load(&place.data()).unwrap().unwrap();
             let log_id =
                 identity.cluster.0 ^ (u128::from(identity.node.0) << 64) ^ u128::from(identity.incarnation);
             (swarmmq_engine::log::Config { segment_bytes: 1 << 20, log_id }, identity)

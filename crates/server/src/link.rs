@@ -12,9 +12,9 @@ use swarmmq_protocol::{
 };
 
 /// Bytes read from one link before others get their turn.
-const READ_BUDGET_BYTES: usize = 1 << 20;
+pub(crate) const READ_BUDGET_BYTES: usize = 1 << 20;
 /// The same for a stranger: one byte more than it may send shows that it sends too much.
-const STRANGER_BUDGET_BYTES: usize = UNAUTHENTICATED_BYTES_MAX + 1;
+pub(crate) const STRANGER_BUDGET_BYTES: usize = UNAUTHENTICATED_BYTES_MAX + 1;
 /// Output a client may leave untaken; credit keeps well-behaved ones far below.
 const OUTPUT_BYTES_MAX: usize = 320 << 20;
 const SLICES_MAX: usize = 32;
@@ -83,27 +83,7 @@ impl<S: Read + Write> Link<S> {
     /// Reads what is there, through `scratch`. Returns how many bytes came.
     pub(crate) fn read(&mut self, scratch: &mut [u8]) -> (ReadState, usize) {
         let budget = if self.authenticated { READ_BUDGET_BYTES } else { STRANGER_BUDGET_BYTES };
-        let mut taken = 0;
-        while taken < budget {
-            let room = scratch.len().min(budget - taken);
-            match self.stream.read(&mut scratch[..room]) {
-                Ok(0) => return (ReadState::Closed, taken),
-                Ok(count) => {
-                    self.reader.buffer().extend_from_slice(&scratch[..count]);
-                    taken += count;
-                    if count < room && !self.ended {
-                        // A short read means the socket is empty; the next event says when it is not.
-                        return (ReadState::Drained, taken);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return (ReadState::Drained, taken);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return (ReadState::Closed, taken),
-            }
-        }
-        (ReadState::More, taken)
+        fill(&mut self.stream, self.reader.buffer(), scratch, budget, self.ended)
     }
 
     /// The next whole frame that was read.
@@ -169,6 +149,40 @@ impl<S: Read + Write> Link<S> {
     fn buffered_bytes(&mut self) -> usize {
         self.reader.buffer().capacity() + self.out.iter().map(BytesMut::capacity).sum::<usize>()
     }
+}
+
+/// Reads from `stream` until nothing is left, or `budget` bytes have come, through `scratch` to the end of `buffer`.
+/// Returns how many came.
+///
+/// * `ended`: the peer will send no more, so only the end itself says that everything was read.
+pub(crate) fn fill(
+    stream: &mut impl Read,
+    buffer: &mut BytesMut,
+    scratch: &mut [u8],
+    budget: usize,
+    ended: bool,
+) -> (ReadState, usize) {
+    let mut taken = 0;
+    while taken < budget {
+        let room = scratch.len().min(budget - taken);
+        match stream.read(&mut scratch[..room]) {
+            Ok(0) => return (ReadState::Closed, taken),
+            Ok(count) => {
+                buffer.extend_from_slice(&scratch[..count]);
+                taken += count;
+                if count < room && !ended {
+                    // A short read means the socket is empty; the next event says when it is not.
+                    return (ReadState::Drained, taken);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return (ReadState::Drained, taken);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return (ReadState::Closed, taken),
+        }
+    }
+    (ReadState::More, taken)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Takes client connections, as many as the process may hold open.
+//! Takes connections of clients and of nodes, as many as the process may hold open.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -22,7 +22,7 @@ const OTHER_FILES: u64 = 1_000;
 /// Pause after the process ran out of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The client port.
+/// A port that is listened on.
 #[derive(Debug)]
 pub(crate) struct Listener {
     listener: TcpListener,
@@ -31,9 +31,14 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Begins to listen.
-    pub(crate) fn bind(address: SocketAddr, registry: &Registry, token: Token) -> Result<Self, StartError> {
-        let failed = |error: io::Error| port_error("client", address, &error);
+    /// Begins to listen on the port `listen.{what}`.
+    pub(crate) fn bind(
+        what: &str,
+        address: SocketAddr,
+        registry: &Registry,
+        token: Token,
+    ) -> Result<Self, StartError> {
+        let failed = |error: io::Error| port_error(what, address, &error);
         let mut listener =
             patiently(SUCCESSION_TIME_MAX, is_in_use, || TcpListener::bind(address)).map_err(failed)?;
         registry.register(&mut listener, token, Interest::READABLE).map_err(failed)?;

@@ -9,14 +9,52 @@ use std::{
     time::Duration,
 };
 
-use mio::Waker;
+use mio::{Events, Poll, Token, Waker};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
 };
 
+use crate::StartError;
+
+/// Says that a thread has news, or a signal came.
+pub(crate) const NEWS: Token = Token(1);
 /// Time to finish what is under way.
 pub(crate) const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// What this process waits with: sockets, news of threads, signals.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    pub(crate) poll: Poll,
+    pub(crate) waker: Arc<Waker>,
+    pub(crate) shutdown: Shutdown,
+}
+
+impl Watch {
+    /// From now on a signal does not end the process: it is asked to stop.
+    pub(crate) fn start() -> Result<Self, StartError> {
+        Self::start_io().map_err(|error| {
+            StartError::local(format!("cannot start: {error}"), "check the limits of the process")
+        })
+    }
+
+    fn start_io() -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), NEWS)?);
+        let shutdown = Shutdown::watch(Arc::clone(&waker))?;
+        Ok(Self { poll, waker, shutdown })
+    }
+
+    /// Waits for events, or for at most `timeout`.
+    pub(crate) fn wait(&mut self, events: &mut Events, timeout: Duration) -> Result<(), StartError> {
+        match self.poll.poll(events, Some(timeout)) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                Err(StartError::local(format!("waiting for events failed: {error}"), "restart the node"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
 
 /// Whether somebody asked this process to stop.
 #[derive(Clone, Debug, Default)]
@@ -24,7 +62,7 @@ pub(crate) struct Shutdown(Arc<AtomicBool>);
 
 impl Shutdown {
     /// Listens for signals; `waker` is called when one comes.
-    pub(crate) fn watch(waker: Arc<Waker>) -> io::Result<Self> {
+    fn watch(waker: Arc<Waker>) -> io::Result<Self> {
         let shutdown = Self::default();
         let asked = Arc::clone(&shutdown.0);
         let mut signals = Signals::new([SIGTERM, SIGINT])?;

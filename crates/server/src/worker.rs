@@ -4,13 +4,16 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
-use mio::{Events, Interest, Poll, Token, Waker, event::Event, net::TcpStream};
+use mio::{Events, Interest, Token, event::Event, net::TcpStream};
 use swarmmq_engine::node::{ConnectionId, Effects, Input, Node, Now};
-use swarmmq_protocol::{limits::UNAUTHENTICATED_TIME_MAX, time::Instant};
+use swarmmq_protocol::{
+    error::Code, limits::UNAUTHENTICATED_TIME_MAX, mac::MacKey, session::peer::PeerHello, time::Instant,
+};
 
 use crate::{
     StartError,
@@ -18,14 +21,15 @@ use crate::{
     clock::{self, Clock},
     disk::{Disk, DiskEvent, SegmentFiles},
     http::Shared,
+    identity::Identity,
     link::{Link, ReadState},
     listener::{CONNECTIONS_MAX, Listener, raise_file_limit},
-    shutdown::{DRAIN_TIME_MAX, Shutdown},
+    peers::{self, Owner, PeerEvent, Peers},
+    shutdown::{DRAIN_TIME_MAX, NEWS, Watch},
     telemetry::Timings,
 };
 
 const LISTENER: Token = Token(0);
-const NEWS: Token = Token(1);
 const FIRST_CONNECTION: usize = 2;
 /// Pause between reports.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
@@ -37,26 +41,42 @@ const LEAVE_TIME_MAX: Duration = Duration::from_secs(5);
 const BURST_BYTES_MAX: usize = 32 << 20;
 const SCRATCH_BYTES: usize = 256 << 10;
 
-/// Runs `node` until it has drained.
-pub(crate) fn run(
-    config: &NodeConfig,
-    clock: Clock,
-    node: Node,
-    files: SegmentFiles,
-    shared: Shared,
-) -> Result<(), StartError> {
+/// A node that is ready to run, and what it runs on.
+pub(crate) struct Ready {
+    pub(crate) node: Node,
+    pub(crate) files: SegmentFiles,
+    pub(crate) identity: Identity,
+    pub(crate) clock: Clock,
+    /// What nodes prove to each other that they know.
+    pub(crate) peer_secret: MacKey,
+}
+
+/// Runs a node until it has drained.
+pub(crate) fn run(config: &NodeConfig, ready: Ready, watch: Watch, shared: Shared) -> Result<(), StartError> {
     raise_file_limit();
     let internal = |error: io::Error| {
         StartError::local(format!("cannot start: {error}"), "check the limits of the process")
     };
-    let poll = Poll::new().map_err(internal)?;
-    let waker = Arc::new(Waker::new(poll.registry(), NEWS).map_err(internal)?);
-    let listener = Listener::bind(config.client, poll.registry(), LISTENER)?;
-    let shutdown = Shutdown::watch(Arc::clone(&waker)).map_err(internal)?;
-    let disk = Disk::start(files, waker).map_err(internal)?;
+    let Ready { mut node, files, identity, clock, peer_secret } = ready;
+    let registry = watch.poll.registry();
+    let listener = config
+        .takes_clients()
+        .then(|| Listener::bind("client", config.client, registry, LISTENER))
+        .transpose()?;
+    let own = registry.try_clone().map_err(internal)?;
+    let now = clock.now();
+    let mut peers = Peers::start(own, Some(config.peer), &config.seeds, peer_secret, &node, now)?;
+    if identity.founder {
+        // Whoever made the cluster is a member from the beginning: it waits for nobody to let it in.
+        peers.set_members(now, &[], &mut node);
+    }
+    let disk = Disk::start(files, Arc::clone(&watch.waker)).map_err(internal)?;
     let mut worker = Worker {
-        poll,
-        listener: Some(listener),
+        watch,
+        data: config.data.clone(),
+        identity,
+        listener,
+        peers,
         disk,
         node,
         links: BTreeMap::new(),
@@ -66,7 +86,6 @@ pub(crate) fn run(
         unread: VecDeque::new(),
         scratch: vec![0; SCRATCH_BYTES],
         clock,
-        shutdown,
         drain_until: None,
         shared,
         next_report: Instant(0),
@@ -74,14 +93,44 @@ pub(crate) fn run(
         was_ready: false,
         problems: Vec::new(),
     };
-    tracing::info!(client = %config.client, admin = %config.admin, node = config.node.0, "listening");
+    tracing::info!(
+        client = %config.client,
+        peer = %config.peer,
+        admin = %config.admin,
+        node = config.node.0,
+        boot = identity.boot,
+        "listening"
+    );
     worker.run()
 }
 
+impl Owner for Node {
+    fn hello(&self) -> PeerHello {
+        Self::hello(self)
+    }
+
+    fn admits(&self, hello: &PeerHello) -> Result<(), (Code, String)> {
+        Self::admits(self, hello)
+    }
+
+    fn hear(&mut self, now: Now, event: PeerEvent) {
+        let input = match event {
+            PeerEvent::Up(hello) => Input::PeerUp { hello },
+            PeerEvent::Down { node, gone } => Input::PeerDown { node, gone },
+            PeerEvent::Packet { from, packet } => Input::Packet { from, packet },
+        };
+        self.handle(now, input);
+    }
+}
+
 struct Worker {
-    poll: Poll,
-    /// Gone when draining: whoever tries then is refused at once and goes elsewhere.
+    watch: Watch,
+    data: PathBuf,
+    identity: Identity,
+    /// Gone when draining: whoever tries then is refused at once and goes elsewhere. Never there without the role.
     listener: Option<Listener>,
+    /// Up until the node has drained: others take over what it leads.
+    peers: Peers,
     disk: Disk,
     node: Node,
     links: BTreeMap<usize, Link<TcpStream>>,
@@ -94,7 +143,6 @@ struct Worker {
     unread: VecDeque<usize>,
     scratch: Vec<u8>,
     clock: Clock,
-    shutdown: Shutdown,
     drain_until: Option<Instant>,
     shared: Shared,
     next_report: Instant,
@@ -110,14 +158,7 @@ impl Worker {
         let mut drained = self.step(self.clock.now());
         while !self.is_done(drained) {
             let timeout = self.timeout(self.clock.now());
-            if let Err(error) = self.poll.poll(&mut events, Some(timeout))
-                && error.kind() != io::ErrorKind::Interrupted
-            {
-                return Err(StartError::local(
-                    format!("waiting for events failed: {error}"),
-                    "restart the node",
-                ));
-            }
+            self.watch.wait(&mut events, timeout)?;
             let now = self.clock.now();
             // Room for what comes: the disk's news first, then those who waited, then those who just came.
             self.hear_disk(now);
@@ -134,6 +175,9 @@ impl Worker {
                 match event.token() {
                     LISTENER => self.accept(now),
                     NEWS => {}
+                    Token(token) if token >= peers::FIRST_TOKEN => {
+                        self.peers.serve(now, event, &mut budget, &mut self.node);
+                    }
                     Token(connection) => self.serve(now, connection, event, &mut budget),
                 }
             }
@@ -141,8 +185,12 @@ impl Worker {
                 self.accept(now);
             }
             self.send_away(now);
+            self.peers.turn(now, &mut budget, &mut self.node);
             drained = self.step(now);
             self.report(now);
+            if let Some(error) = self.peers.take_fatal() {
+                return Err(error);
+            }
         }
         tracing::info!(drained, "stopped");
         Ok(())
@@ -150,7 +198,7 @@ impl Worker {
 
     fn is_done(&self, drained: bool) -> bool {
         let Some(until) = self.drain_until else { return false };
-        let quiet = drained && self.links.values().all(|link| !link.blocked);
+        let quiet = drained && self.peers.is_quiet() && self.links.values().all(|link| !link.blocked);
         quiet || self.clock.now().monotonic >= until
     }
 
@@ -160,6 +208,7 @@ impl Worker {
         }
         let wake = [
             self.node.next_wake(),
+            self.peers.next_at(now),
             Some(self.next_report),
             self.strangers.front().map(|(at, _)| *at),
             self.leaving.front().map(|(at, _)| *at),
@@ -170,7 +219,7 @@ impl Worker {
     }
 
     fn begin_drain(&mut self, now: Now) {
-        if !self.shutdown.is_asked() || self.drain_until.is_some() {
+        if !self.watch.shutdown.is_asked() || self.drain_until.is_some() {
             return;
         }
         self.drain_until = Some(now.monotonic + DRAIN_TIME_MAX);
@@ -188,7 +237,7 @@ impl Worker {
             let connection = self.next_connection;
             self.next_connection += 1;
             let ready = stream.set_nodelay(true).and_then(|()| {
-                self.poll.registry().register(&mut stream, Token(connection), Interest::READABLE)
+                self.watch.poll.registry().register(&mut stream, Token(connection), Interest::READABLE)
             });
             if let Err(error) = ready {
                 tracing::warn!(%error, "a connection could not be set up");
@@ -253,7 +302,7 @@ impl Worker {
 
     fn close(&mut self, now: Now, connection: usize) {
         let Some(mut link) = self.links.remove(&connection) else { return };
-        if let Err(error) = self.poll.registry().deregister(&mut link.stream) {
+        if let Err(error) = self.watch.poll.registry().deregister(&mut link.stream) {
             tracing::debug!(%error, "a closed connection was not registered");
         }
         self.node.handle(now, Input::Disconnected { connection: ConnectionId(connection as u64) });
@@ -264,7 +313,7 @@ impl Worker {
             let input = match event {
                 DiskEvent::Synced { batch, took } => {
                     self.timings.synced(took);
-                    Input::Synced { batch }
+                    self.synced(batch)
                 }
                 DiskEvent::Failed(what) => {
                     tracing::error!(what, "the log stopped: nothing is acknowledged any more");
@@ -276,6 +325,18 @@ impl Worker {
             };
             self.node.handle(now, input);
         }
+    }
+
+    /// From the first batch on, an empty log is a lost one. That is on the disk before anybody hears of the batch.
+    fn synced(&mut self, batch: u64) -> Input {
+        if !self.identity.begun
+            && let Err(error) = self.identity.set_begun(&self.data)
+        {
+            tracing::error!(%error, "the log stopped: nothing is acknowledged any more");
+            self.next_report = Instant(0);
+            return Input::DiskFailed { what: error.to_string() };
+        }
+        Input::Synced { batch }
     }
 
     /// Whoever has not authenticated in time, or does not take its last bytes, is closed without a word.
@@ -301,11 +362,11 @@ impl Worker {
         loop {
             let mut effects = Effects::default();
             self.node.flush(now, &mut effects);
-            let links = self.links.len();
+            let links = (self.links.len(), self.peers.lost());
             let drained = self.carry_out(now, effects);
             // A connection that broke while it was written gives its leases back: the node decides on that at once.
             // Each round has one connection less.
-            if self.links.len() == links {
+            if (self.links.len(), self.peers.lost()) == links {
                 return drained;
             }
         }
@@ -326,6 +387,13 @@ impl Worker {
             } else if !link.blocked {
                 self.write(now, connection);
             }
+        }
+        for (node, packet) in effects.packets {
+            self.peers.send(now, node, packet, &mut self.node);
+        }
+        self.peers.flush(now, &mut self.node);
+        if let Some(members) = effects.peers {
+            self.peers.set_members(now, &members, &mut self.node);
         }
         for id in effects.closes {
             let connection = id.0 as usize;
@@ -351,7 +419,7 @@ impl Worker {
                     } else {
                         Interest::READABLE
                     };
-                    let registry = self.poll.registry();
+                    let registry = self.watch.poll.registry();
                     if let Err(error) = registry.reregister(&mut link.stream, Token(connection), interest) {
                         tracing::warn!(%error, "a connection cannot be watched");
                     }
