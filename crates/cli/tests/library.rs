@@ -40,10 +40,11 @@ fn start() -> Node {
     write(&directory.path().join("node.keyring"), &keyring.to_node_text());
     let client = format!("127.0.0.1:{}", free_port());
     let admin = format!("127.0.0.1:{}", free_port());
+    let peer = format!("127.0.0.1:{}", free_port());
     let config = write(
         &directory.path().join("node.toml"),
         &format!(
-            "[node]\nid = 1\ndata = \"data\"\nkeyring = \"node.keyring\"\n[listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\n"
+            "[node]\nid = 1\ndata = \"data\"\nkeyring = \"node.keyring\"\n[listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\n"
         ),
     );
     swarmmq_server::init(&config).unwrap();

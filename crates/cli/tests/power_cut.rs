@@ -95,11 +95,11 @@ impl Node {
     fn new(data: PathBuf) -> Self {
         let dev = Dev::nothing();
         ok(&dev.run(&["keys", "generate", "--out", "keys"]));
-        let free: Vec<_> = (0..2).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let free: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let address = |n: usize| free[n].local_addr().unwrap().to_string();
-        let (client, admin) = (address(0), address(1));
+        let (client, admin, peer) = (address(0), address(1), address(2));
         let text = format!(
-            "[node]\nid = 1\ndata = {data:?}\nkeyring = \"keys/node.keyring\"\n[listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\n"
+            "[node]\nid = 1\ndata = {data:?}\nkeyring = \"keys/node.keyring\"\n[listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\n"
         );
         fs::write(dev.path("node.toml"), text).unwrap();
         drop(free);
