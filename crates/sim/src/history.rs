@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use swarmmq_protocol::{
-    id::{Attempt, MessageId, Offset, ShardId},
+    id::{Attempt, MessageId, Offset, ShardId, Term},
     session::consumer::SettleResult,
 };
 
@@ -68,8 +68,8 @@ pub struct Given {
     pub group: usize,
     /// To which consumer process; a restarted one is another.
     pub consumer: u64,
-    /// Which start of the node its connection reaches.
-    pub boot: u64,
+    /// In which reign over its shard it was given out.
+    pub term: Term,
     /// Its name in the clear header.
     pub id: MessageId,
     /// Of which shard.
@@ -78,7 +78,7 @@ pub struct Given {
     pub offset: Offset,
     /// Which delivery.
     pub attempt: Attempt,
-    /// It travelled longer than its lease, or than a restarted node waits for re-claims: its consumer cannot know, and
+    /// It travelled longer than its lease, or than a new leader waits for re-claims: its consumer cannot know, and
     /// others may have had the message since. Only its settlement tells.
     pub late: bool,
     /// Hash of the opened body; `None`: it did not open.
@@ -95,13 +95,15 @@ pub struct Given {
     pub died: Option<u64>,
 }
 
-/// One life of the node.
-#[derive(Clone, Copy, Debug)]
-pub struct Boot {
-    /// When it started.
+/// One reign over one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reign {
+    /// When it was first seen to serve.
     pub at: u64,
-    /// Whether the life before ended in an orderly way.
-    pub graceful: bool,
+    /// On which host.
+    pub host: usize,
+    /// In which life of the host's process.
+    pub boot: u64,
 }
 
 /// Everything recorded in one run.
@@ -115,8 +117,10 @@ pub struct History {
     pub owed: Vec<usize>,
     /// In order.
     pub given: Vec<Given>,
-    /// In order; the first start is number 0.
-    pub boots: Vec<Boot>,
+    /// Who served which shard in which reign, from when on.
+    pub reigns: BTreeMap<(ShardId, Term), Reign>,
+    /// Starts of nodes.
+    pub boots: u64,
     /// Nonces and a hash of what was encrypted under them, as seen on the wire.
     pub nonces: BTreeMap<([u8; 32], u32, u64), u32>,
     /// Found while the run went on.
@@ -136,6 +140,12 @@ impl History {
     /// Notes a broken promise.
     pub fn violation(&mut self, judge: &'static str, what: String) {
         self.violations.push(Violation { judge, what });
+    }
+
+    /// When the reign after `term` over `shard` began, if there was one.
+    pub fn next_reign(&self, shard: ShardId, term: Term) -> Option<Reign> {
+        let later = (shard, Term(term.0 + 1))..=(shard, Term(u64::MAX));
+        self.reigns.range(later).next().map(|(_, reign)| *reign)
     }
 
     /// Number of a group; made if it is new.

@@ -33,7 +33,7 @@ pub struct Outcome {
     pub given: u64,
     /// Faults that happened, by kind.
     pub faults: BTreeMap<Fault, u64>,
-    /// Starts of the node.
+    /// Starts of nodes.
     pub boots: u64,
     /// Starts that found a torn batch.
     pub torn: u64,
@@ -69,7 +69,7 @@ pub fn run(plan: Plan, trace_everything: bool) -> Outcome {
         sent: history.sent.len() as u64,
         stored: stored as u64,
         given: history.given.len() as u64,
-        boots: history.boots.len() as u64,
+        boots: history.boots,
         faults: swarm.faults.clone(),
         torn: swarm.torn,
         refused_logs: swarm.refused_logs,

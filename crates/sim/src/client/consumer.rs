@@ -1,11 +1,13 @@
 //! A consumer process: several subscriptions over one connection, and an application behind them.
 
+use std::collections::BTreeMap;
+
 use bytes::BytesMut;
 use swarmmq_protocol::{
     error::Code,
     frame::{Frame, SettleAction, StartAt},
-    id::{Address, ConsumerId, GroupName},
-    session::consumer::{Consumer, ConsumerConfig, Delivery, Handout, SettleResolution},
+    id::{Address, ConsumerId, GroupName, Term},
+    session::consumer::{Consumer, ConsumerConfig, Delivery, DeliveryId, Handout, SettleResolution},
     time::Instant,
 };
 
@@ -30,6 +32,8 @@ pub struct Wanted {
 struct Subscription {
     wanted: Wanted,
     session: Consumer,
+    /// In which reign came what the application has not taken yet: the session keeps that to itself.
+    terms: BTreeMap<DeliveryId, Term>,
 }
 
 /// One life of a consumer.
@@ -47,7 +51,11 @@ impl ConsumerProcess {
         let subscriptions = wanted
             .into_iter()
             .enumerate()
-            .map(|(index, wanted)| Subscription { session: session(consumer, index, &wanted), wanted })
+            .map(|(index, wanted)| Subscription {
+                session: session(consumer, index, &wanted),
+                wanted,
+                terms: BTreeMap::new(),
+            })
             .collect();
         Self { name, consumer, subscriptions }
     }
@@ -91,7 +99,13 @@ impl ConsumerProcess {
         let Some(subscription) = self.subscriptions.get_mut(index) else { return };
         let session = &mut subscription.session;
         match frame {
-            Frame::Deliver(deliver) => session.deliver(now, deliver),
+            Frame::Deliver(deliver) => {
+                let items = deliver.items.iter();
+                let terms =
+                    items.map(|item| (DeliveryId { shard: item.shard, offset: item.offset }, item.term));
+                subscription.terms.extend(terms);
+                session.deliver(now, deliver);
+            }
             Frame::LeaseLost(lost) => session.lease_lost(&lost),
             Frame::Subscribed(subscribed) => session.subscribed(request, &subscribed),
             Frame::Settled(settled) => session.settled(now, request, &settled),
@@ -114,10 +128,16 @@ impl ConsumerProcess {
         self.subscriptions.iter().filter_map(|subscription| subscription.session.next_wake()).min()
     }
 
-    /// The next message for the application: of which subscription, in which group, what.
-    pub fn next_delivery(&mut self) -> Option<(usize, usize, Delivery)> {
+    /// The next message for the application: of which subscription, in which group, given out in which reign, what.
+    /// To be asked after all that arrived, until there is none.
+    pub fn next_delivery(&mut self) -> Option<(usize, usize, Term, Delivery)> {
         self.subscriptions.iter_mut().enumerate().find_map(|(index, subscription)| {
-            Some((index, subscription.wanted.number, subscription.session.next_delivery()?))
+            let Some(delivery) = subscription.session.next_delivery() else {
+                subscription.terms.clear();
+                return None;
+            };
+            let term = subscription.terms.get(&delivery.id).copied().unwrap_or(Term(0));
+            Some((index, subscription.wanted.number, term, delivery))
         })
     }
 

@@ -36,6 +36,8 @@ pub struct Client {
     pub life: u64,
     /// Its own wall clock.
     pub clock: Clock,
+    /// The host that it talks to, or would like to.
+    pub home: Option<usize>,
     /// The connection it uses.
     pub connection: Option<u64>,
     /// Earliest wake-up that is scheduled.
@@ -62,6 +64,7 @@ impl Client {
         Self {
             life,
             clock,
+            home: None,
             connection: None,
             wake_at: None,
             role,

@@ -1,5 +1,5 @@
 //! A second delivery says so: attempts of one message in one group rise from delivery to delivery, and nothing that was
-//! out when a node died is given again before its holder could claim it back (safety rule 10).
+//! out when a reign ended is given again before its holder could claim it back (safety rule 10).
 
 use swarmmq_protocol::limits::RECLAIM_WINDOW;
 
@@ -30,18 +30,18 @@ pub(super) fn judge(case: &Case<'_>) -> Vec<String> {
                     second.attempt.0, first.attempt.0
                 ));
             }
-            let began =
-                case.history.boots.get(second.boot.saturating_sub(1) as usize).map_or(0, |boot| boot.at);
+            let reign = case.history.reigns.get(&(second.shard, second.term));
+            let began = reign.map_or(0, |reign| reign.at);
             // Whoever claimed it back, even one that got it late, may have given it back since.
             let given_back = deliveries.iter().any(|earlier| {
                 earlier.step >= first.step
                     && matches!(earlier.wish, Some((step, Wish::Nack)) if step < second.step)
             });
-            if first.boot < second.boot && second.at < began + window && !given_back {
+            if first.term < second.term && second.at < began + window && !given_back {
                 doubled.push(format!(
-                    "{id} was given to group {group} again {} ms after start {}: its holder could not claim it back",
+                    "{id} was given to group {group} again {} ms after reign {} began: its holder could not claim it back",
                     second.at.saturating_sub(began) / 1_000_000,
-                    second.boot
+                    second.term.0
                 ));
             }
         }
@@ -51,12 +51,12 @@ pub(super) fn judge(case: &Case<'_>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use swarmmq_protocol::id::{Attempt, Offset};
+    use swarmmq_protocol::id::{Attempt, Offset, ShardId, Term};
 
     use super::super::tests::{acked, given, good, objections};
     use crate::{
         clock::SECOND,
-        history::{Boot, Wish},
+        history::{Reign, Wish},
     };
 
     #[test]
@@ -85,13 +85,14 @@ mod tests {
     }
 
     #[test]
-    fn a_restarted_node_waits_for_those_who_hold() {
+    fn a_new_leader_waits_for_those_who_hold() {
         let mut history = good(2);
         history.given[0] = given(1);
-        history.boots.push(Boot { at: 10 * SECOND, graceful: false });
+        let reign = Reign { at: 10 * SECOND, host: 0, boot: 2 };
+        history.reigns.insert((ShardId(0), Term(2)), reign);
         let mut again = given(1);
         again.attempt = Attempt(2);
-        again.boot = 2;
+        again.term = Term(2);
         again.step = 60;
         again.at = 11 * SECOND;
         history.given.push(again);

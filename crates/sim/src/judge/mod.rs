@@ -1,7 +1,6 @@
 //! What must be true of every history after healing and a full drain. One judge, one file, one promise.
 //!
-//! Two more judges watch while a run goes on: `nonces` (never two ciphertexts under one nonce) in `swarm/host.rs`, and
-//! `replay` (a rebuilt node equals the living one) there too.
+//! More judges watch while a run goes on, in `swarm/watch.rs`: `nonces`, `leaders`, `replicas`, `replay`.
 
 mod duplicates;
 mod fates;
@@ -93,12 +92,12 @@ pub fn verdict(plan: &Plan, history: &History) -> Vec<Violation> {
 pub(crate) mod tests {
     use swarmmq_engine::node::bug::Bugs;
     use swarmmq_protocol::{
-        id::{Attempt, Offset, ProducerEpoch, ProducerId, Sequence, ShardId},
+        id::{Attempt, Offset, ProducerEpoch, ProducerId, Sequence, ShardId, Term},
         session::consumer::SettleResult,
     };
 
     use super::*;
-    use crate::history::{Boot, Fate, Group, Sent, Wish};
+    use crate::history::{Fate, Group, Sent, Wish};
 
     /// A message of one producer in shard 0, number `n` from 1.
     pub(crate) fn id(n: u64) -> MessageId {
@@ -117,7 +116,7 @@ pub(crate) mod tests {
             at: 0,
             group: 0,
             consumer: 1,
-            boot: 1,
+            term: Term(1),
             id: id(n),
             shard: ShardId(0),
             offset: Offset(n),
@@ -150,7 +149,6 @@ pub(crate) mod tests {
         history.groups.push(Group { address, dead: false, name: "alpha".into() });
         history.groups.push(Group { address, dead: true, name: "undertaker".into() });
         history.owed = vec![0];
-        history.boots.push(Boot { at: 0, graceful: true });
         history
     }
 

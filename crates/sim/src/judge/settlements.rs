@@ -42,7 +42,7 @@ fn confirmed(given: &Given) -> Option<(u64, u64)> {
 }
 
 /// Whether `other` had the lease for sure when the owner of `given` settled: it was given the message less than a lease
-/// ago, wanted nothing yet, and the node did not restart meanwhile. The owner may have got a newer lease of a message
+/// ago, wanted nothing yet, and no new reign over the shard began meanwhile. The owner may have got a newer lease of a message
 /// that it still held; then nobody else has one.
 fn held_by_another(case: &Case<'_>, group: usize, other: &Given, given: &Given, wished: u64) -> bool {
     let address = case.history.groups[group].address;
@@ -53,7 +53,7 @@ fn held_by_another(case: &Case<'_>, group: usize, other: &Given, given: &Given, 
         && other.step < wished
         && other.wish.is_none_or(|(step, _)| step > wished)
         && given.wished_at < other.at + lease / 2
-        && !case.history.boots.iter().any(|boot| (other.at..=given.wished_at).contains(&boot.at))
+        && case.history.next_reign(other.shard, other.term).is_none_or(|next| next.at > given.wished_at)
 }
 
 #[cfg(test)]

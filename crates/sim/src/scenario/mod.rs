@@ -37,9 +37,14 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "rot found at every restart", plan: rot_at_every_restart },
 ];
 
-/// A plan with only these faults, each at its own pace.
+/// A plan for one node with only these faults, each at its own pace.
 fn only(seed: u64, faults: &[(Fault, u64)]) -> Plan {
-    let mut plan = Plan::new(seed, Bugs::NONE);
+    among(1, seed, faults)
+}
+
+/// A plan for several nodes with only these faults, each at its own pace.
+fn among(hosts: usize, seed: u64, faults: &[(Fault, u64)]) -> Plan {
+    let mut plan = Plan::new(seed, Bugs::NONE).with_hosts(hosts);
     plan.faults = faults
         .iter()
         .flat_map(|(fault, pause)| (1..CHAOS_TIME_MAX / pause).map(move |n| (n * pause, *fault)))

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use swarmmq_protocol::{
     frame::{SettleAction, StartAt},
-    id::{Address, ConsumerId, GroupName},
+    id::{Address, ConsumerId, GroupName, ShardId, Term},
     limits::RECLAIM_WINDOW,
     session::{
         consumer::{DeliveryId, Handout},
@@ -171,11 +171,7 @@ impl Swarm {
         while let Some(delivery) = consumer.next_delivery() {
             deliveries.push(delivery);
         }
-        let boot = self.clients[client]
-            .connection
-            .and_then(|connection| self.connections.get(&connection))
-            .map_or(0, |state| state.boot);
-        for (subscription, group, delivery) in deliveries {
+        for (subscription, group, term, delivery) in deliveries {
             let id = delivery.id;
             let address = self.address_of(group);
             let opened = self.opener.open_from(&address, id.shard, &delivery.sealed).ok();
@@ -192,12 +188,12 @@ impl Swarm {
                 at: self.at,
                 group,
                 consumer: name,
-                boot,
+                term,
                 id: message,
                 shard: id.shard,
                 offset: id.offset,
                 attempt: delivery.attempt,
-                late: self.is_late(group, boot),
+                late: self.is_late(group, id.shard, term),
                 hash: opened.map(|opened| hash(&opened.body)),
                 dead_reason: delivery.reason,
                 wish: None,
@@ -218,10 +214,9 @@ impl Swarm {
         if group.dead { address.dead_letter().expect("a short name") } else { address.clone() }
     }
 
-    /// Whether what arrives now from the node's life `boot` may have been given to others while it travelled.
-    fn is_late(&self, group: usize, boot: u64) -> bool {
-        // Lives count from 1: the next one stands at the number of this one.
-        let next = self.history.boots.get(boot as usize);
+    /// Whether what arrives now from the reign `term` over `shard` may have been given to others while it travelled.
+    fn is_late(&self, group: usize, shard: ShardId, term: Term) -> bool {
+        let next = self.history.next_reign(shard, term);
         let reclaimed = next.is_some_and(|next| self.at - next.at >= RECLAIM_WINDOW.as_nanos() as u64);
         reclaimed || self.at - self.sent_at >= self.lease_of(group)
     }

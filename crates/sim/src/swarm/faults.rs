@@ -12,87 +12,143 @@ impl Swarm {
     pub(super) fn fault(&mut self, fault: Fault) {
         self.note(fault.text(), 0, 0, 0);
         let happened = match fault {
-            Fault::Crash => {
-                if self.chaos.chance(500) {
-                    self.host.kill_at_write = true;
-                } else {
-                    self.kill();
-                }
-                true
-            }
-            Fault::GracefulRestart => {
-                self.drain();
-                self.host.is_up()
-            }
-            Fault::Cut | Fault::SlowLink => {
-                let live = self.live_connections();
-                let which = (!live.is_empty()).then(|| live[self.chaos.below(live.len() as u64) as usize]);
-                match which {
-                    Some(connection) if fault == Fault::Cut => self.cut(connection),
-                    Some(connection) => self.slow(connection),
-                    None => {}
-                }
-                which.is_some()
-            }
-            Fault::CutAll => {
-                self.live_connections().into_iter().for_each(|connection| self.cut(connection));
-                true
-            }
-            Fault::SlowDisk => {
-                self.host.slow_until = self.at + self.chaos.between(SECOND / 5, 3 * SECOND);
-                if self.chaos.chance(300) {
-                    self.host.kill_at_write = true;
-                }
-                true
-            }
-            Fault::FullDisk => {
-                self.fill_disk();
-                true
-            }
-            Fault::SyncError => {
-                self.host.fail_sync = true;
-                true
-            }
-            Fault::ClockJump => {
-                let by = self.chaos.between(1000, 3_600_000) as i64;
-                self.host.clock.jump(if self.chaos.chance(500) { by } else { -by });
-                true
-            }
-            Fault::BitFlip => {
-                self.host.flip_next = true;
-                self.kill();
-                true
-            }
-            Fault::ReadFlip => {
-                self.host.rotten_until = self.at + 2 * SECOND;
-                true
-            }
-            Fault::ConsumerCrash | Fault::ProducerCrash => {
-                let consumer = fault == Fault::ConsumerCrash;
-                let which: Vec<usize> = (0..self.clients.len())
-                    .filter(|client| match self.clients[*client].role {
-                        Role::Consumer(_) => consumer,
-                        Role::Producer(_) => !consumer,
-                        Role::Operator(_) => false,
-                    })
-                    .collect();
-                let client = which[self.chaos.below(which.len() as u64) as usize];
-                self.client_dies(client);
-                true
-            }
+            Fault::Cut | Fault::SlowLink | Fault::CutAll => self.client_link_fault(fault),
+            Fault::ConsumerCrash | Fault::ProducerCrash => self.client_crash(fault),
             Fault::NewGroup => self.new_group(),
+            Fault::SlowDisk
+            | Fault::DiskStall
+            | Fault::FullDisk
+            | Fault::SyncError
+            | Fault::ReadFlip
+            | Fault::BitFlip => self.disk_fault(fault),
+            _ => self.host_fault(fault),
         };
         *self.faults.entry(fault).or_default() += u64::from(happened);
     }
 
+    fn client_link_fault(&mut self, fault: Fault) -> bool {
+        let live = self.live_connections();
+        if live.is_empty() {
+            return false;
+        }
+        let one = live[self.chaos.below(live.len() as u64) as usize];
+        match fault {
+            Fault::Cut => self.cut(one),
+            Fault::SlowLink => self.slow(one),
+            _ => live.into_iter().for_each(|connection| self.cut(connection)),
+        }
+        true
+    }
+
+    fn client_crash(&mut self, fault: Fault) -> bool {
+        let consumer = fault == Fault::ConsumerCrash;
+        let which: Vec<usize> = (0..self.clients.len())
+            .filter(|client| match self.clients[*client].role {
+                Role::Consumer(_) => consumer,
+                Role::Producer(_) => !consumer,
+                Role::Operator(_) => false,
+            })
+            .collect();
+        let client = which[self.chaos.below(which.len() as u64) as usize];
+        self.client_dies(client);
+        true
+    }
+
+    fn disk_fault(&mut self, fault: Fault) -> bool {
+        let Some(host) = self.some_host() else { return false };
+        match fault {
+            Fault::SlowDisk => {
+                self.hosts[host].slow_until = self.at + self.chaos.between(SECOND / 5, 3 * SECOND);
+                self.hosts[host].kill_at_write |= self.chaos.chance(300);
+            }
+            Fault::DiskStall => {
+                self.hosts[host].stalled_until = self.at + self.chaos.between(SECOND / 2, 10 * SECOND);
+            }
+            Fault::FullDisk => self.fill_disk(host),
+            Fault::SyncError => self.hosts[host].fail_sync = true,
+            Fault::ReadFlip => self.hosts[host].rotten_until = self.at + 2 * SECOND,
+            _ => {
+                self.hosts[host].flip_next = true;
+                self.kill(host);
+            }
+        }
+        true
+    }
+
+    fn host_fault(&mut self, fault: Fault) -> bool {
+        let Some(host) = self.some_host() else { return false };
+        match fault {
+            Fault::Crash if self.chaos.chance(500) => self.hosts[host].kill_at_write = true,
+            Fault::Crash => self.kill(host),
+            Fault::CrashLeader => match self.some_leader() {
+                Some(leader) => self.kill(leader),
+                None => return false,
+            },
+            Fault::CrashSome => self.crash_some(),
+            Fault::PowerCut => self.power_cut(),
+            Fault::GracefulRestart => self.drain(host),
+            Fault::Pause => self.pause_for_a_while(host),
+            Fault::PauseLeader => match self.some_leader() {
+                Some(leader) => self.pause_for_a_while(leader),
+                None => return false,
+            },
+            Fault::ClockJump => {
+                let by = self.chaos.between(1000, 3_600_000) as i64;
+                self.hosts[host].clock.jump(if self.chaos.chance(500) { by } else { -by });
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// A host whose node runs.
+    fn some_host(&mut self) -> Option<usize> {
+        let up: Vec<usize> = (0..self.hosts.len()).filter(|host| self.hosts[*host].is_up()).collect();
+        (!up.is_empty()).then(|| up[self.chaos.below(up.len() as u64) as usize])
+    }
+
+    /// A host whose node leads a shard.
+    fn some_leader(&mut self) -> Option<usize> {
+        let shard = self.chaos.below(u64::from(self.plan.shards) + 1) as usize;
+        self.leader_of(shard)
+    }
+
+    /// Up to all nodes die at once, some of them for longer.
+    fn crash_some(&mut self) {
+        for host in 0..self.hosts.len() {
+            if self.chaos.chance(500) {
+                let longest = if self.chaos.chance(300) { 20_000 } else { 1000 };
+                let pause = self.chaos.between(1, longest) * MILLISECOND;
+                self.kill_for(host, pause);
+            }
+        }
+    }
+
+    /// All machines lose power at once, and start again one after the other.
+    fn power_cut(&mut self) {
+        for host in 0..self.hosts.len() {
+            let pause = self.chaos.between(1, 3000) * MILLISECOND;
+            self.kill_for(host, pause);
+        }
+    }
+
+    fn pause_for_a_while(&mut self, host: usize) {
+        let time = match self.chaos.below(10) {
+            0 => self.chaos.between(5 * SECOND, 30 * SECOND),
+            1..5 => self.chaos.between(SECOND, 5 * SECOND),
+            _ => self.chaos.between(300 * MILLISECOND, SECOND),
+        };
+        self.pause(host, time);
+    }
+
     /// A disk that is nearly full gets space again and loses it again, in quick succession.
-    fn fill_disk(&mut self) {
+    fn fill_disk(&mut self, host: usize) {
         let mut at = 0;
         for _ in 0..self.chaos.between(1, 6) {
-            self.after(at, Event::Space { free: false });
+            self.after(at, Event::Space { host, free: false });
             let longest = if self.chaos.chance(300) { 1500 } else { 20 };
             at += self.chaos.between(MILLISECOND, longest * MILLISECOND);
-            self.after(at, Event::Space { free: true });
+            self.after(at, Event::Space { host, free: true });
             at += self.chaos.between(MILLISECOND, 30 * MILLISECOND);
         }
     }
@@ -100,12 +156,18 @@ impl Swarm {
     /// Nothing breaks any more; what is broken is mended.
     pub(super) fn heal(&mut self) {
         self.note("heal", 0, 0, 0);
-        self.host.slow_until = 0;
-        self.host.rotten_until = 0;
-        self.host.fail_sync = false;
-        self.host.kill_at_write = false;
-        self.host.flip_next = false;
-        self.after(6 * SECOND, Event::Space { free: true });
+        for host in 0..self.hosts.len() {
+            let state = &mut self.hosts[host];
+            state.slow_until = 0;
+            state.stalled_until = 0;
+            state.rotten_until = 0;
+            state.fail_sync = false;
+            state.kill_at_write = false;
+            state.flip_next = false;
+            state.paused_until = 0;
+            self.turn_by(host, self.at);
+            self.after(6 * SECOND, Event::Space { host, free: true });
+        }
         self.gather_late_groups();
     }
 }

@@ -1,17 +1,20 @@
-//! One node, its disk, its clients and everything between them, in one thread and in virtual time.
+//! A cluster of nodes with their disks, its clients and everything between them, in one thread and in virtual time.
 //!
-//! The queue of events is the only thing that moves time. `host` runs the node, `network` carries bytes, `apps` is what
-//! programs do with the client's sessions, `faults` breaks things.
+//! The queue of events is the only thing that moves time. `host` runs a node, `life` ends and starts its process, `network`
+//! carries bytes of clients, `apps` is what programs do with the client's sessions, `faults` breaks things, `watch` judges
+//! while all that goes on.
 
 mod apps;
 mod faults;
 mod host;
+mod life;
 mod network;
+mod watch;
 
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
-use swarmmq_protocol::{admin::AdminRequest, session::consumer::DeliveryId, time::WallTime};
+use swarmmq_protocol::{admin::AdminRequest, id::ShardId, session::consumer::DeliveryId, time::WallTime};
 use swarmmq_seal::{ClientKeyring, Opener};
 
 use self::{host::Host, network::Connection};
@@ -36,24 +39,31 @@ const STEPS_MAX: u64 = 5_000_000;
 /// Something that will happen.
 #[derive(Debug)]
 enum Event {
-    /// The node looks at what came in.
+    /// A node looks at what came in.
     Turn {
+        host: usize,
         boot: u64,
     },
     Synced {
+        host: usize,
         boot: u64,
     },
     ReadBack {
+        host: usize,
         boot: u64,
         ticket: u64,
         result: Result<Bytes, String>,
     },
-    /// The node's process dies, if it is still the same.
+    /// A node's process dies, if it is still the same.
     Kill {
+        host: usize,
         boot: u64,
     },
-    Start,
+    Start {
+        host: usize,
+    },
     Space {
+        host: usize,
         free: bool,
     },
     ToNode {
@@ -70,6 +80,10 @@ enum Event {
         connection: u64,
     },
     ClientHears {
+        connection: u64,
+    },
+    /// A client has waited long enough for the handshake.
+    Impatient {
         connection: u64,
     },
     Dial {
@@ -128,7 +142,8 @@ pub struct Swarm {
     queue: BTreeMap<(u64, u64), Event>,
     next_event: u64,
     phase: Phase,
-    host: Host,
+    hosts: Vec<Host>,
+    digests: BTreeMap<(ShardId, u64), ([u8; 32], usize)>,
     connections: BTreeMap<u64, Connection>,
     next_connection: u64,
     clients: Vec<Client>,
@@ -151,7 +166,7 @@ impl Swarm {
         let mut entropy = Rng::new(seed, Stream::Entropy);
         let keyring = ClientKeyring::generate(WallTime(1), &mut |out| entropy.fill(out))
             .expect("secrets drawn from a good generator differ");
-        let host = Host::new(&plan, &keyring);
+        let hosts = (0..plan.hosts.len()).map(|index| Host::new(&plan, &keyring, index)).collect();
         let mut swarm = Self {
             history: History::default(),
             trace: Trace::new(trace_everything),
@@ -163,7 +178,8 @@ impl Swarm {
             queue: BTreeMap::new(),
             next_event: 0,
             phase: Phase::Setup,
-            host,
+            hosts,
+            digests: BTreeMap::new(),
             connections: BTreeMap::new(),
             next_connection: 1,
             clients: Vec::new(),
@@ -178,7 +194,11 @@ impl Swarm {
             late_groups: 0,
             plan,
         };
-        swarm.push(0, Event::Start);
+        for host in 0..swarm.hosts.len() {
+            if swarm.hosts[host].planned.comes_at == 0 {
+                swarm.push(5 * host as u64 * MILLISECOND, Event::Start { host });
+            }
+        }
         let questions = swarm
             .plan
             .addresses
@@ -226,20 +246,21 @@ impl Swarm {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Turn { boot } => self.turn(boot),
-            Event::Synced { boot } => self.synced(boot),
-            Event::ReadBack { boot, ticket, result } => self.read_back(boot, ticket, result),
-            Event::Kill { boot } => {
-                if self.host.boot == boot {
-                    self.kill();
+            Event::Turn { host, boot } => self.turn(host, boot),
+            Event::Synced { host, boot } => self.synced(host, boot),
+            Event::ReadBack { host, boot, ticket, result } => self.read_back(host, boot, ticket, result),
+            Event::Kill { host, boot } => {
+                if self.hosts[host].boot == boot {
+                    self.kill(host);
                 }
             }
-            Event::Start => self.start(),
-            Event::Space { free } => self.space(free),
+            Event::Start { host } => self.start(host),
+            Event::Space { host, free } => self.space(host, free),
             Event::ToNode { connection, bytes } => self.reach_node(connection, &bytes),
             Event::ToClient { connection, sent_at, bytes } => self.reach_client(connection, sent_at, &bytes),
             Event::NodeHears { connection } => self.node_hears(connection),
             Event::ClientHears { connection } => self.client_hears(connection),
+            Event::Impatient { connection } => self.impatient(connection),
             Event::Dial { client, life } => self.dial(client, life),
             Event::Wake { client, life } => {
                 if self.clients[client].life == life && self.clients[client].wake_at == Some(self.at) {
@@ -291,7 +312,7 @@ impl Swarm {
                     self.history.violation("liveness", what);
                     self.phase = Phase::Over;
                 } else if empty_since.is_some_and(|empty| self.at - empty >= AFTERMATH) {
-                    self.judge_replay("at the end");
+                    (0..self.hosts.len()).for_each(|host| self.judge_replay(host, "at the end"));
                     self.phase = Phase::Over;
                 }
             }
@@ -311,6 +332,12 @@ impl Swarm {
     fn begin_chaos(&mut self) {
         self.note("chaos begins", 0, 0, 0);
         self.phase = Phase::Chaos { since: self.at };
+        for host in 0..self.hosts.len() {
+            let comes_at = self.hosts[host].planned.comes_at;
+            if comes_at > 0 {
+                self.after(comes_at, Event::Start { host });
+            }
+        }
         for (at, fault) in self.plan.faults.clone() {
             self.after(at, Event::Fault(fault));
         }
@@ -324,10 +351,6 @@ impl Swarm {
 
     /// What keeps the drain from being complete.
     fn unfinished(&self) -> Option<String> {
-        let depth = match self.host.depth() {
-            Ok(depth) => depth,
-            Err(why) => return Some(format!("the node does not serve: {why}")),
-        };
         let mut open = 0;
         let mut held = 0;
         for client in &self.clients {
@@ -342,8 +365,11 @@ impl Swarm {
                 Role::Operator(_) => {}
             }
         }
+        let (depth, left) = match self.depth() {
+            Ok(found) => found,
+            Err(why) => return Some(why),
+        };
         (open > 0 || held > 0 || depth > 0).then(|| {
-            let left = self.host.leftover();
             format!("{open} messages of open fate, {held} held by consumers, {depth} in queues; {left}")
         })
     }

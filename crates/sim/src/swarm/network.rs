@@ -1,4 +1,4 @@
-//! Ordered streams of bytes with random delays, and what happens to them when a connection breaks.
+//! Connections of clients: ordered streams of bytes with random delays, and what happens to them when one breaks.
 
 use bytes::BytesMut;
 use swarmmq_protocol::frame::FrameReader;
@@ -6,11 +6,15 @@ use swarmmq_protocol::frame::FrameReader;
 use super::{Event, Swarm, host::Arrival};
 use crate::clock::{MILLISECOND, SECOND};
 
+/// After that a client gives a connection up that is not proven yet.
+const HANDSHAKE_TIME_MAX: u64 = 2 * SECOND;
+
 /// One connection between a client and one life of the node.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) client: usize,
     pub(super) life: u64,
+    pub(super) host: usize,
     pub(super) boot: u64,
     /// Frames as the node reads them.
     pub(super) reader: FrameReader,
@@ -27,19 +31,20 @@ pub(super) struct Connection {
 
 /// Until when bytes of one direction take how much longer.
 #[derive(Clone, Copy, Debug, Default)]
-struct Slowness {
-    until: u64,
-    by: u64,
+pub(super) struct Slowness {
+    pub(super) until: u64,
+    pub(super) by: u64,
 }
 
 impl Slowness {
-    fn at(self, at: u64) -> u64 {
+    /// How much longer what is sent at `at` takes.
+    pub(super) fn at(self, at: u64) -> u64 {
         if at < self.until { self.by } else { 0 }
     }
 }
 
 impl Swarm {
-    fn latency(&mut self) -> u64 {
+    pub(super) fn latency(&mut self) -> u64 {
         if self.scheduling.chance(900) {
             self.scheduling.between(MILLISECOND / 20, MILLISECOND)
         } else {
@@ -47,12 +52,14 @@ impl Swarm {
         }
     }
 
-    /// A client tries to connect; if the node is down it tries again after a pause.
+    /// A client tries to connect; if that node is down it tries another one after a pause.
     pub(super) fn dial(&mut self, client: usize, life: u64) {
         if self.clients[client].life != life || self.clients[client].connection.is_some() {
             return;
         }
-        if !self.host.is_up() {
+        let host = self.door(client);
+        if !self.hosts[host].is_up() {
+            self.clients[client].home = None;
             self.redial(client);
             return;
         }
@@ -63,7 +70,8 @@ impl Swarm {
             Connection {
                 client,
                 life,
-                boot: self.host.boot,
+                host,
+                boot: self.hosts[host].boot,
                 reader: FrameReader::new(),
                 broken_at_node: false,
                 to_node_at: self.at,
@@ -74,13 +82,35 @@ impl Swarm {
                 to_client_lost: false,
             },
         );
-        self.note("connected", client as u64, number, life);
+        self.note("connected", client as u64, number, host as u64);
         let nonce = self.entropy.bytes();
-        self.arrive(Arrival::Connected { connection: number, nonce });
+        self.arrive(host, Arrival::Connected { connection: number, nonce });
         let nonce = self.entropy.bytes();
         let token = self.keyring.access_token();
         self.clients[client].dialled(number, token, nonce);
         self.pump(client);
+        self.after(HANDSHAKE_TIME_MAX, Event::Impatient { connection: number });
+    }
+
+    /// Where a client connects: where it was, or to any node that takes clients.
+    fn door(&mut self, client: usize) -> usize {
+        if let Some(home) = self.clients[client].home {
+            return home;
+        }
+        let doors: Vec<usize> = (0..self.hosts.len()).filter(|host| self.hosts[*host].is_ingress()).collect();
+        let home = doors[self.scheduling.below(doors.len() as u64) as usize];
+        self.clients[client].home = Some(home);
+        home
+    }
+
+    /// The node behind a connection has not answered for long: it is stopped. The client goes elsewhere.
+    pub(super) fn impatient(&mut self, connection: u64) {
+        let Some(state) = self.connections.get(&connection) else { return };
+        let client = state.client;
+        if self.clients[client].connection == Some(connection) && !self.clients[client].is_open() {
+            self.client_leaves(connection);
+            self.client_hears(connection);
+        }
     }
 
     pub(super) fn redial(&mut self, client: usize) {
@@ -109,14 +139,14 @@ impl Swarm {
     }
 
     pub(super) fn reach_node(&mut self, connection: u64, bytes: &[u8]) {
-        let boot = self.host.boot;
         let Some(state) = self.connections.get_mut(&connection) else { return };
-        if state.to_node_lost || state.boot != boot {
+        let host = state.host;
+        if state.to_node_lost || state.boot != self.hosts[host].boot {
             return;
         }
         state.reader.buffer().extend_from_slice(bytes);
         self.trace.bytes(self.at, "node receives", connection, bytes);
-        self.arrive(Arrival::Bytes { connection });
+        self.arrive(host, Arrival::Bytes { connection });
     }
 
     pub(super) fn reach_client(&mut self, connection: u64, sent_at: u64, bytes: &[u8]) {
@@ -183,12 +213,12 @@ impl Swarm {
     }
 
     pub(super) fn node_hears(&mut self, connection: u64) {
-        let boot = self.host.boot;
         let Some(state) = self.connections.get_mut(&connection) else { return };
         state.to_node_lost = true;
-        if state.boot == boot {
+        let host = state.host;
+        if state.boot == self.hosts[host].boot {
             self.note("node loses", connection, 0, 0);
-            self.arrive(Arrival::Disconnected { connection });
+            self.arrive(host, Arrival::Disconnected { connection });
         }
     }
 
@@ -201,6 +231,10 @@ impl Swarm {
         if current {
             self.note("client loses", client as u64, connection, 0);
             self.clients[client].disconnected();
+            // Mostly to another node; perhaps to this one again.
+            if self.scheduling.chance(700) {
+                self.clients[client].home = None;
+            }
             self.listen(client);
             self.pump(client);
             self.redial(client);
@@ -209,11 +243,11 @@ impl Swarm {
 
     /// Forgets connections that are lost for both ends.
     pub(super) fn forget_connections(&mut self) {
-        let boot = self.host.boot;
-        let clients = &self.clients;
+        let (clients, hosts) = (&self.clients, &self.hosts);
         self.connections.retain(|number, state| {
             let used = clients[state.client].connection == Some(*number);
-            used || state.boot == boot && !(state.to_node_lost && state.to_client_lost)
+            let runs = hosts[state.host].boot == state.boot;
+            used || runs && !(state.to_node_lost && state.to_client_lost)
         });
     }
 

@@ -1,4 +1,7 @@
-//! What a seed means: which addresses, which clients, which faults and when. Drawn once, before anything runs.
+//! What a seed means: which nodes, which addresses, which clients, which faults and when. Drawn once, before anything
+//! runs.
+
+mod fault;
 
 use std::time::Duration;
 
@@ -8,6 +11,7 @@ use swarmmq_protocol::{
     id::{Address, GroupName},
 };
 
+pub use self::fault::Fault;
 use crate::{
     clock::{MILLISECOND, SECOND},
     rng::{Rng, Stream},
@@ -22,97 +26,27 @@ pub const CHAOS_TIME_MAX: u64 = 300 * SECOND;
 /// Time after healing in which everything must have been delivered and settled.
 pub const DRAIN_TIME_MAX: u64 = 400 * SECOND;
 
-/// Something that goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fault {
-    /// The node's process dies at once.
-    Crash,
-    /// The node is asked to stop, and started again.
-    GracefulRestart,
-    /// One connection breaks.
-    Cut,
-    /// Every connection breaks.
-    CutAll,
-    /// One direction of one connection takes seconds for a while.
-    SlowLink,
-    /// Syncs take long for a while.
-    SlowDisk,
-    /// The disk is full for a while.
-    FullDisk,
-    /// The next sync fails.
-    SyncError,
-    /// The node's wall clock is set.
-    ClockJump,
-    /// A bit of the log turns over while the node is down.
-    BitFlip,
-    /// Bits turn over in what is read back.
-    ReadFlip,
-    /// A consumer process dies.
-    ConsumerCrash,
-    /// A producer process dies.
-    ProducerCrash,
-    /// A consumer joins a group that did not exist before.
-    NewGroup,
-}
+/// How many machines a run has: one is drawn.
+const HOSTS: &[usize] = &[1];
 
-impl Fault {
-    /// Every kind.
-    pub const ALL: &'static [Self] = &[
-        Self::Crash,
-        Self::GracefulRestart,
-        Self::Cut,
-        Self::CutAll,
-        Self::SlowLink,
-        Self::SlowDisk,
-        Self::FullDisk,
-        Self::SyncError,
-        Self::ClockJump,
-        Self::BitFlip,
-        Self::ReadFlip,
-        Self::ConsumerCrash,
-        Self::ProducerCrash,
-        Self::NewGroup,
-    ];
+/// Role bit: takes client connections.
+pub const ROLE_INGRESS: u8 = 1;
+/// Role bit: relays packets.
+pub const ROLE_ROUTER: u8 = 2;
+/// Role bit: holds replicas.
+pub const ROLE_STORE: u8 = 4;
+/// All of them.
+const ROLES_ALL: u8 = ROLE_INGRESS | ROLE_ROUTER | ROLE_STORE;
 
-    /// Mean pause between two of the kind, in seconds, where the kind is drawn at all.
-    fn pause_seconds(self) -> u64 {
-        match self {
-            Self::Crash => 7,
-            Self::GracefulRestart => 17,
-            Self::Cut => 3,
-            Self::CutAll => 15,
-            Self::SlowLink => 4,
-            Self::SlowDisk => 9,
-            Self::FullDisk => 8,
-            Self::SyncError => 25,
-            Self::ClockJump => 15,
-            Self::BitFlip => 20,
-            Self::ReadFlip => 25,
-            Self::ConsumerCrash => 12,
-            Self::ProducerCrash => 20,
-            Self::NewGroup => 18,
-        }
-    }
-
-    /// In reports.
-    pub fn text(self) -> &'static str {
-        match self {
-            Self::Crash => "crash",
-            Self::GracefulRestart => "graceful restart",
-            Self::Cut => "cut",
-            Self::CutAll => "all cut",
-            Self::SlowLink => "slow link",
-            Self::SlowDisk => "slow disk",
-            Self::FullDisk => "full disk",
-            Self::SyncError => "sync error",
-            Self::ClockJump => "clock jump",
-            Self::BitFlip => "bit flip",
-            Self::ReadFlip => "read flip",
-            Self::ConsumerCrash => "consumer crash",
-            Self::ProducerCrash => "producer crash",
-            Self::NewGroup => "new group",
-        }
-    }
+/// One machine with a node. The first one makes the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlannedHost {
+    /// What its node does, as role bits.
+    pub roles: u8,
+    /// When it comes, counted from the beginning of the chaos; 0: it is there from the start.
+    pub comes_at: u64,
+    /// How far its wall clock is off from the beginning, in milliseconds.
+    pub skew_ms: i64,
 }
 
 /// One address of the run.
@@ -148,6 +82,14 @@ pub struct Plan {
     pub seed: u64,
     /// Planted.
     pub bugs: Bugs,
+    /// Machines with a node each.
+    pub hosts: Vec<PlannedHost>,
+    /// Copies of each shard where there are nodes enough.
+    pub replicas: u8,
+    /// Whether faults wait until every shard has its copies.
+    pub settles_first: bool,
+    /// Whether a node dies for good after everything else is mended.
+    pub loses_one: bool,
     /// Data shards.
     pub shards: u32,
     /// Bytes of a segment.
@@ -175,6 +117,8 @@ impl Plan {
     pub fn new(seed: u64, bugs: Bugs) -> Self {
         let mut faults = Rng::new(seed, Stream::Faults);
         let mut rng = Rng::new(seed, Stream::Workload);
+        let hosts = draw_hosts(&mut faults);
+        let many = hosts.len() > 1;
         let addresses =
             [("bank.transfers", Order::Total), ("shop.orders", Order::Key), ("app.logs", Order::None)].map(
                 |(name, order)| PlannedAddress {
@@ -199,6 +143,9 @@ impl Plan {
         Self {
             seed,
             bugs,
+            replicas: 3,
+            settles_first: faults.chance(700),
+            loses_one: many && faults.chance(250),
             shards: [4, 8, 16, 16][rng.below(4) as usize],
             segment_bytes: [128 << 10, 256 << 10, 1 << 20][rng.below(3) as usize],
             cache_bytes: [8 << 10, 64 << 10, 1 << 20][rng.below(3) as usize],
@@ -207,9 +154,31 @@ impl Plan {
             producers: 4,
             consumers,
             torn_writes: faults.chance(800),
-            faults: draw_faults(&mut faults),
+            faults: draw_faults(&mut faults, many),
+            hosts,
             quiet: draw_quiet(&mut rng),
         }
+    }
+
+    /// The standard mix: what the speed of the simulator is measured with (safety rule 28).
+    pub fn standard(seed: u64, bugs: Bugs) -> Self {
+        let plan = Self::new(seed, bugs);
+        Self { hosts: vec![host(ROLES_ALL); 5], shards: 16, settles_first: true, loses_one: false, ..plan }
+            .refaulted()
+    }
+
+    /// The same with only the first `count` machines, there from the start.
+    pub fn with_hosts(mut self, count: usize) -> Self {
+        self.hosts = vec![host(ROLES_ALL); count];
+        self.loses_one &= count > 1;
+        self
+    }
+
+    /// Faults drawn anew for the machines that there are now.
+    fn refaulted(mut self) -> Self {
+        let mut rng = Rng::new(self.seed ^ 0x5eed, Stream::Faults);
+        self.faults = draw_faults(&mut rng, self.hosts.len() > 1);
+        self
     }
 
     /// Whether nobody sends at `at`, counted from the beginning of the chaos.
@@ -218,11 +187,33 @@ impl Plan {
     }
 }
 
-/// Each kind is part of two runs of three. Bit flips and sync errors come with restarts of their own.
-fn draw_faults(rng: &mut Rng) -> Vec<(u64, Fault)> {
+fn host(roles: u8) -> PlannedHost {
+    PlannedHost { roles, comes_at: 0, skew_ms: 0 }
+}
+
+/// Mostly five, sometimes three, sometimes one. Of five, two may only take connections; another one may come later.
+fn draw_hosts(rng: &mut Rng) -> Vec<PlannedHost> {
+    let count = HOSTS[rng.below(HOSTS.len() as u64) as usize];
+    let mut hosts = vec![host(ROLES_ALL); count];
+    if count == 5 && rng.chance(150) {
+        hosts[..3].fill(host(ROLE_ROUTER | ROLE_STORE));
+        hosts[3..].fill(host(ROLE_INGRESS));
+    }
+    if count > 1 && rng.chance(250) {
+        let comes_at = rng.between(SECOND, 40 * SECOND);
+        hosts.push(PlannedHost { comes_at, ..host(ROLES_ALL) });
+    }
+    if count > 1 && rng.chance(500) {
+        hosts.iter_mut().for_each(|host| host.skew_ms = rng.below(120_000) as i64 - 60_000);
+    }
+    hosts
+}
+
+/// Each kind is part of about half of the runs. Bit flips and sync errors come with restarts of their own.
+fn draw_faults(rng: &mut Rng, many: bool) -> Vec<(u64, Fault)> {
     let mut faults = Vec::new();
     for fault in Fault::ALL {
-        let drawn = rng.chance(667);
+        let drawn = rng.chance(fault.share()) && (many || !fault.needs_many());
         let pause = 2 * fault.pause_seconds() * SECOND;
         let mut at = rng.below(pause);
         while drawn && at < CHAOS_TIME_MAX {
