@@ -308,7 +308,9 @@ pub struct Consensus {
     outbox: Vec<Message>,
     /// The latest round that is on stable storage, and the latest there was.
     rounds: (u64, u64),
-    /// The round whose snapshot is on its way to the disk, and the index it covers.
+    /// The hard state changed since it was last given out to be stored.
+    unsaved: bool,
+    /// A snapshot on its way to the disk: its round and index. The crate counts it as applied only when told.
     installing: Option<(u64, u64)>,
     /// What a leader told this replica to have that it has not: its disk was rolled back.
     amnesia: bool,
@@ -358,6 +360,7 @@ impl Consensus {
             held: VecDeque::new(),
             outbox: Vec::new(),
             rounds: (0, 0),
+            unsaved: false,
             installing: None,
             amnesia: false,
         };
@@ -523,12 +526,16 @@ impl Consensus {
             self.raw.mut_store().restore(mark.index, mark.term, conf);
             self.installing = Some((number, mark.index));
         }
-        let hard = ready.hs().map(|hard| Hard { term: hard.term, vote: hard.vote, commit: hard.commit });
         let entries = ready.take_entries();
         self.raw.mut_store().append(&entries);
         if let Some(hard) = ready.hs() {
             self.raw.mut_store().hard = hard.clone();
+            self.unsaved = true;
         }
+        // What is committed costs no sync of its own, but goes with the next one: a restarted replica may know of its
+        // group at most one step less than those who act on it.
+        let save = ready.must_sync() && std::mem::take(&mut self.unsaved);
+        let hard = save.then(|| self.hard());
         let committed = ready.take_committed_entries();
         self.outbox.extend(ready.take_messages().into_iter().filter_map(message_from_raft));
         let promises: Vec<Message> =
@@ -539,7 +546,7 @@ impl Consensus {
         let round = Round {
             number,
             snapshot,
-            hard: hard.filter(|_| ready.must_sync()),
+            hard,
             must_sync: ready.must_sync(),
             entries: entries.into_iter().map(from_raft).collect(),
             committed: committed.into_iter().map(from_raft).collect(),
@@ -554,7 +561,9 @@ impl Consensus {
     pub fn persisted(&mut self, number: u64) {
         self.rounds.0 = number;
         self.raw.on_persist_ready(number);
-        if let Some((_, index)) = self.installing.take_if(|(round, _)| *round <= number) {
+        if let Some((_, index)) = self.installing.take_if(|(round, _)| *round <= number)
+            && self.raw.raft.raft_log.applied < index
+        {
             self.raw.advance_apply_to(index);
         }
         while self.held.front().is_some_and(|(round, _)| *round <= number) {
