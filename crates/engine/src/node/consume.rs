@@ -326,20 +326,24 @@ impl Node {
     /// Messages from a leader, for a consumer of this node.
     pub(super) fn hand_out(
         &mut self,
+        now: Now,
         id: SubscriberId,
         index: usize,
-        from: NodeId,
-        term: Term,
+        from: (NodeId, Term),
         parcels: Vec<Parcel>,
     ) {
         let Some(subscriber) = self.subscribers.get_mut(&id) else { return };
-        if subscriber.feeds.get(&index).is_none_or(|feed| feed.from != Some((from, term))) {
+        let bytes: i64 = parcels.iter().map(|parcel| parcel.sealed.len() as i64).sum();
+        // Whatever becomes of them, their sender counts them against what it was told it may send.
+        if let Some(share) = subscriber.shares.get_mut(&from.0) {
+            share.messages -= parcels.len() as i64;
+            share.bytes -= bytes;
+        }
+        if subscriber.feeds.get(&index).is_none_or(|feed| feed.from != Some(from)) {
+            self.share(now, id);
             return;
         }
-        let bytes: i64 = parcels.iter().map(|parcel| parcel.sealed.len() as i64).sum();
-        let share = subscriber.shares.entry(from).or_default();
-        share.messages -= parcels.len() as i64;
-        share.bytes -= bytes;
+        let term = from.1;
         for parcel in &parcels {
             subscriber.held.insert((index, parcel.offset.0), parcel.attempt);
         }
@@ -351,6 +355,13 @@ impl Node {
         } else {
             subscriber.parked.extend(parcels.into_iter().map(|parcel| (index, term, parcel)));
             self.unpark(id);
+        }
+        // The client reports room in large pieces; what is left of it serves whoever has used up its share.
+        let spent = |subscriber: &Subscriber| {
+            subscriber.shares.get(&from.0).is_some_and(|share| share.messages <= 0 || share.bytes <= 0)
+        };
+        if self.subscribers.get(&id).is_some_and(spent) {
+            self.share(now, id);
         }
     }
 

@@ -150,7 +150,10 @@ impl Node {
             Asker::Here(number) => self.replied(now, number, self.config.node, answer),
             Asker::There(_, 0) => {}
             Asker::There(node, ticket) => {
-                self.post(node, Class::Settlement, Letter::Answer { ticket, answer })
+                // Deliveries must not overtake the answer that announces them.
+                let joined = matches!(answer, Answer::Joined { .. });
+                let class = if joined { Class::Delivery } else { Class::Settlement };
+                self.post(node, class, Letter::Answer { ticket, answer });
             }
         }
     }
@@ -208,7 +211,7 @@ impl Node {
     }
 
     /// Sends deliveries on their way, each consumer's in one letter.
-    pub(super) fn deliver(&mut self, index: usize, mut delivered: Vec<Delivered>) {
+    pub(super) fn deliver(&mut self, now: Now, index: usize, mut delivered: Vec<Delivered>) {
         let term = self.shards[index].term();
         delivered.sort_by_key(|delivery| delivery.subscriber);
         for deliveries in delivered.chunk_by(|a, b| a.subscriber == b.subscriber) {
@@ -226,7 +229,7 @@ impl Node {
             };
             if edge == self.config.node {
                 let parcels = deliveries.iter().map(parcel).collect();
-                self.hand_out(SubscriberId(number), index, edge, term, parcels);
+                self.hand_out(now, SubscriberId(number), index, (edge, term), parcels);
                 continue;
             }
             let shard = self.shards[index].id();

@@ -323,7 +323,7 @@ impl Node {
             self.tell_expired(index, work.expired);
         }
         if !work.delivered.is_empty() {
-            self.deliver(index, work.delivered);
+            self.deliver(now, index, work.delivered);
         }
         if let Some(why) = self.shards[index].stopped().map(str::to_owned)
             && self.stopped.is_none()

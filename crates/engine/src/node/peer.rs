@@ -250,7 +250,7 @@ impl Node {
             Letter::Deliver { subscriber, shard, term, parcels } => {
                 if let Some(index) = self.index_of(shard) {
                     let id = crate::shard::delivery::SubscriberId(subscriber);
-                    self.hand_out(id, index, from, term, parcels);
+                    self.hand_out(now, id, index, (from, term), parcels);
                 }
             }
             Letter::Expired { subscriber, shard, items } => {
