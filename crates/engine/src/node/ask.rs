@@ -15,6 +15,7 @@ use swarmmq_protocol::{
 
 use super::{
     ConnectionId, Node, Now,
+    bug::Bug,
     letter::{Letter, Question},
     operation::OperationId,
 };
@@ -223,12 +224,15 @@ impl Node {
         let from = asked.at.unwrap_or(self.config.node);
         let answer = match answer {
             // One copy was refused, another may be in.
-            Answer::Refused(code) if asked.unsure => Answer::Unknown(code),
+            Answer::Refused(code) if asked.unsure && !self.config.bugs.has(Bug::FailWhenUnsure) => {
+                Answer::Unknown(code)
+            }
             answer => answer,
         };
         match asked.purpose {
             Purpose::Publish { connection, request, count, bytes } => {
-                self.published(connection, request, count, bytes, asked.unsure, &answer);
+                let unsure = asked.unsure && !self.config.bugs.has(Bug::FailWhenUnsure);
+                self.published(connection, request, count, bytes, unsure, &answer);
             }
             Purpose::Plain { connection, request } => self.plain(connection, request, &answer),
             Purpose::Operation(id) => self.operation_answered(now, id, answer),

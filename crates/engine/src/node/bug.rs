@@ -27,6 +27,24 @@ pub enum Bug {
     DeleteAtFirstSettle,
     /// Serve payload bytes without checking them against their checksum.
     SkipReadCheck,
+    /// Forget, when a replica restarts, whom it voted for.
+    ForgetVoteOnRestart,
+    /// Tell a leader that entries are stored when they are only written.
+    PromiseBeforeSync,
+    /// Take over a state without the payloads that belong to it.
+    InstallWithoutPayloads,
+    /// Leave out of a state that travels what producers sent.
+    SendStateWithoutProducers,
+    /// Let a replica vote before it has caught up.
+    PromoteEmptyReplica,
+    /// Read entries back that a state taken over had made void.
+    KeepEntriesUnderInstalled,
+    /// Serve as a new leader before an entry of the own reign was applied.
+    ServeBeforeOwnTerm,
+    /// Report as failed what another copy may have done.
+    FailWhenUnsure,
+    /// Deliver on in a reign that is over.
+    KeepLeasesOverReigns,
 }
 
 /// Every bug there is, in order.
@@ -43,6 +61,15 @@ pub const ALL: &[Bug] = &[
     Bug::IgnoreKeyLocks,
     Bug::DeleteAtFirstSettle,
     Bug::SkipReadCheck,
+    Bug::ForgetVoteOnRestart,
+    Bug::PromiseBeforeSync,
+    Bug::InstallWithoutPayloads,
+    Bug::SendStateWithoutProducers,
+    Bug::PromoteEmptyReplica,
+    Bug::KeepEntriesUnderInstalled,
+    Bug::ServeBeforeOwnTerm,
+    Bug::FailWhenUnsure,
+    Bug::KeepLeasesOverReigns,
 ];
 
 /// The planted bugs of one run.

@@ -61,9 +61,14 @@ impl Restore {
             self.error = Some(format!("a record of shard {}, of {}", record.shard, self.config.shard_count));
             return;
         }
-        if let Err(what) = self.shards.entry(record.shard).or_default().record(record) {
+        if let Err(what) = self.shard(record.shard).record(record) {
             self.error = Some(what);
         }
+    }
+
+    fn shard(&mut self, shard: u32) -> &mut ShardRestore {
+        let bugs = self.config.bugs;
+        self.shards.entry(shard).or_insert_with(|| ShardRestore::with(bugs))
     }
 
     /// The log's segments that exist, by number, whether or not they held records.

@@ -10,19 +10,20 @@ use std::collections::VecDeque;
 use raft::{
     Config, GetEntriesContext, ProgressState, RaftState, RawNode, SnapshotStatus, StateRole, Storage,
     StorageError,
-    eraftpb::{
-        self, ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState,
-        MessageType, Snapshot,
-    },
+    eraftpb::{ConfState, Entry, HardState, Snapshot},
 };
 use swarmmq_protocol::{
-    consensus::{EntryKind, Message, MessageKind, SnapshotMark},
+    consensus::{Message, MessageKind, SnapshotMark},
     id::Term,
 };
 
 pub use swarmmq_protocol::consensus::Entry as LogEntry;
 
-use super::codec::{Malformed, Reader};
+use super::{
+    codec::{Malformed, Reader},
+    translate,
+};
+use crate::node::bug::{Bug, Bugs};
 
 /// Ticks between heartbeats; the shell ticks every [`TICK_MILLIS`].
 const HEARTBEAT_TICKS: usize = 1;
@@ -123,16 +124,6 @@ impl Change {
             3 => Ok(Self::Leave(replica)),
             _ => Err(Malformed),
         }
-    }
-
-    fn to_raft(self) -> ConfChangeV2 {
-        let (kind, replica) = match self {
-            Self::Follow(replica) => (ConfChangeType::AddLearnerNode, replica),
-            Self::Vote(replica) => (ConfChangeType::AddNode, replica),
-            Self::Leave(replica) => (ConfChangeType::RemoveNode, replica),
-        };
-        let single = ConfChangeSingle { change_type: kind, node_id: replica, ..ConfChangeSingle::default() };
-        ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() }
     }
 }
 
@@ -294,7 +285,7 @@ impl Storage for Memory {
             voters: self.conf.voters.clone(),
             learners: self.conf.learners.clone(),
         };
-        Ok(snapshot_to_raft(mark))
+        Ok(translate::snapshot_to_raft(mark))
     }
 }
 
@@ -302,6 +293,7 @@ impl Storage for Memory {
 pub struct Consensus {
     raw: RawNode<Memory>,
     seed: u64,
+    bugs: Bugs,
     /// What may be told others only when the round with this number is on stable storage.
     held: VecDeque<(u64, Vec<Message>)>,
     /// What is to be told others now.
@@ -320,10 +312,10 @@ impl Consensus {
     /// A replica named `id`, resuming from what its disk holds.
     ///
     /// `seed` decides election timeouts; equal seeds and inputs give equal behaviour.
-    pub fn new(id: u64, restored: Restored, seed: u64) -> Self {
+    pub fn new(id: u64, restored: Restored, seed: u64, bugs: Bugs) -> Self {
         let hard = HardState {
             term: restored.hard.term.max(restored.snapshot_term),
-            vote: restored.hard.vote,
+            vote: if bugs.has(Bug::ForgetVoteOnRestart) { 0 } else { restored.hard.vote },
             commit: restored.hard.commit.max(restored.snapshot_index),
             ..HardState::default()
         };
@@ -335,7 +327,7 @@ impl Consensus {
             entry_bytes: 0,
             applied: (restored.snapshot_index, restored.snapshot_term),
         };
-        let entries: Vec<Entry> = restored.entries.into_iter().map(to_raft).collect();
+        let entries: Vec<Entry> = restored.entries.into_iter().map(translate::to_raft).collect();
         memory.append(&entries);
         memory.hard.commit = memory.hard.commit.min(memory.last());
         let config = Config {
@@ -357,6 +349,7 @@ impl Consensus {
         let mut consensus = Self {
             raw,
             seed,
+            bugs,
             held: VecDeque::new(),
             outbox: Vec::new(),
             rounds: (0, 0),
@@ -431,7 +424,7 @@ impl Consensus {
             return;
         }
         // What the crate refuses comes from a replica that is no member any more.
-        let _ = self.raw.step(message_to_raft(message));
+        let _ = self.raw.step(translate::message_to_raft(message));
         self.reseed();
     }
 
@@ -505,7 +498,10 @@ impl Consensus {
     /// Proposes a step to another set of replicas. Returns whether it was taken; there is one at a time.
     pub fn propose_change(&mut self, change: Change) -> bool {
         !self.is_changing()
-            && self.raw.propose_conf_change(change.to_bytes().to_vec(), change.to_raft()).is_ok()
+            && self
+                .raw
+                .propose_conf_change(change.to_bytes().to_vec(), translate::change_to_raft(change))
+                .is_ok()
     }
 
     /// Whether a change of the group is under way.
@@ -520,7 +516,7 @@ impl Consensus {
         }
         let mut ready = self.raw.ready();
         let number = ready.number();
-        let snapshot = (!ready.snapshot().is_empty()).then(|| mark_of(ready.snapshot()));
+        let snapshot = (!ready.snapshot().is_empty()).then(|| translate::mark_of(ready.snapshot()));
         if let Some(mark) = &snapshot {
             let conf = ConfState::from((mark.voters.clone(), mark.learners.clone()));
             self.raw.mut_store().restore(mark.index, mark.term, conf);
@@ -537,10 +533,12 @@ impl Consensus {
         let save = ready.must_sync() && std::mem::take(&mut self.unsaved);
         let hard = save.then(|| self.hard());
         let committed = ready.take_committed_entries();
-        self.outbox.extend(ready.take_messages().into_iter().filter_map(message_from_raft));
+        self.outbox.extend(ready.take_messages().into_iter().filter_map(translate::message_from_raft));
         let promises: Vec<Message> =
-            ready.take_persisted_messages().into_iter().filter_map(message_from_raft).collect();
-        if !promises.is_empty() {
+            ready.take_persisted_messages().into_iter().filter_map(translate::message_from_raft).collect();
+        if self.bugs.has(Bug::PromiseBeforeSync) {
+            self.outbox.extend(promises);
+        } else if !promises.is_empty() {
             self.held.push_back((number, promises));
         }
         let round = Round {
@@ -548,8 +546,8 @@ impl Consensus {
             snapshot,
             hard,
             must_sync: ready.must_sync(),
-            entries: entries.into_iter().map(from_raft).collect(),
-            committed: committed.into_iter().map(from_raft).collect(),
+            entries: entries.into_iter().map(translate::from_raft).collect(),
+            committed: committed.into_iter().map(translate::from_raft).collect(),
         };
         self.rounds.1 = number;
         self.raw.advance_append_async(ready);
@@ -581,7 +579,7 @@ impl Consensus {
     /// A committed change of the group takes effect. Returns the group from now on.
     pub fn apply_change(&mut self, change: Change) -> Conf {
         // One that asks for what is so already, or would leave nobody, changes nothing.
-        if let Ok(conf) = self.raw.apply_conf_change(&change.to_raft()) {
+        if let Ok(conf) = self.raw.apply_conf_change(&translate::change_to_raft(change)) {
             self.raw.mut_store().conf = conf;
         }
         self.reseed();
@@ -642,108 +640,10 @@ pub(crate) fn mix(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// A membership entry carries our bytes beside the crate's own, which nobody but the proposer ever reads.
-fn to_raft(entry: LogEntry) -> Entry {
-    let LogEntry { index, term, kind, data } = entry;
-    match kind {
-        EntryKind::Normal => {
-            Entry { entry_type: EntryType::EntryNormal, index, term, data, ..Entry::default() }
-        }
-        EntryKind::Membership => {
-            Entry { entry_type: EntryType::EntryConfChangeV2, index, term, context: data, ..Entry::default() }
-        }
-    }
-}
-
-fn from_raft(entry: Entry) -> LogEntry {
-    let Entry { entry_type, index, term, data, context, .. } = entry;
-    match entry_type {
-        EntryType::EntryNormal => LogEntry { index, term, kind: EntryKind::Normal, data },
-        _ => LogEntry { index, term, kind: EntryKind::Membership, data: context },
-    }
-}
-
-fn snapshot_to_raft(mark: SnapshotMark) -> Snapshot {
-    let mut snapshot = Snapshot::default();
-    let metadata = snapshot.mut_metadata();
-    metadata.index = mark.index;
-    metadata.term = mark.term;
-    metadata.set_conf_state(ConfState::from((mark.voters, mark.learners)));
-    snapshot
-}
-
-fn mark_of(snapshot: &Snapshot) -> SnapshotMark {
-    let metadata = snapshot.get_metadata();
-    let conf = metadata.get_conf_state();
-    SnapshotMark {
-        index: metadata.index,
-        term: metadata.term,
-        voters: conf.voters.clone(),
-        learners: conf.learners.clone(),
-    }
-}
-
-const KINDS: [(MessageKind, MessageType); 11] = [
-    (MessageKind::Append, MessageType::MsgAppend),
-    (MessageKind::AppendResponse, MessageType::MsgAppendResponse),
-    (MessageKind::RequestVote, MessageType::MsgRequestVote),
-    (MessageKind::RequestVoteResponse, MessageType::MsgRequestVoteResponse),
-    (MessageKind::RequestPreVote, MessageType::MsgRequestPreVote),
-    (MessageKind::RequestPreVoteResponse, MessageType::MsgRequestPreVoteResponse),
-    (MessageKind::Heartbeat, MessageType::MsgHeartbeat),
-    (MessageKind::HeartbeatResponse, MessageType::MsgHeartbeatResponse),
-    (MessageKind::Snapshot, MessageType::MsgSnapshot),
-    (MessageKind::TimeoutNow, MessageType::MsgTimeoutNow),
-    (MessageKind::TransferLeader, MessageType::MsgTransferLeader),
-];
-
-fn message_to_raft(message: Message) -> eraftpb::Message {
-    let kind = KINDS.iter().find(|(ours, _)| *ours == message.kind).expect("only these kinds travel").1;
-    let mut raft = eraftpb::Message {
-        msg_type: kind,
-        from: message.from,
-        to: message.to,
-        term: message.term,
-        log_term: message.log_term,
-        index: message.index,
-        commit: message.commit,
-        commit_term: message.commit_term,
-        reject: message.reject,
-        reject_hint: message.reject_hint,
-        request_snapshot: message.request_snapshot,
-        context: message.context,
-        entries: message.entries.into_iter().map(to_raft).collect::<Vec<_>>().into(),
-        ..eraftpb::Message::default()
-    };
-    if let Some(mark) = message.snapshot {
-        raft.set_snapshot(snapshot_to_raft(mark));
-    }
-    raft
-}
-
-fn message_from_raft(mut raft: eraftpb::Message) -> Option<Message> {
-    let kind = KINDS.iter().find(|(_, theirs)| *theirs == raft.msg_type)?.0;
-    let snapshot = (kind == MessageKind::Snapshot).then(|| mark_of(raft.get_snapshot()));
-    Some(Message {
-        kind,
-        from: raft.from,
-        to: raft.to,
-        term: raft.term,
-        log_term: raft.log_term,
-        index: raft.index,
-        commit: raft.commit,
-        commit_term: raft.commit_term,
-        reject: raft.reject,
-        reject_hint: raft.reject_hint,
-        request_snapshot: raft.request_snapshot,
-        context: std::mem::take(&mut raft.context),
-        entries: raft.take_entries().into_iter().map(from_raft).collect(),
-        snapshot,
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use swarmmq_protocol::consensus::EntryKind;
+
     use super::*;
 
     fn founded() -> Restored {
@@ -772,7 +672,7 @@ mod tests {
 
     #[test]
     fn a_single_voter_leads_after_its_vote_is_stored() {
-        let mut consensus = Consensus::new(1, founded(), 0);
+        let mut consensus = Consensus::new(1, founded(), 0, Bugs::NONE);
         consensus.tick();
         let (stored, committed) = run(&mut consensus, true);
         assert!(consensus.is_leader());
@@ -782,7 +682,7 @@ mod tests {
 
     #[test]
     fn nothing_is_committed_before_it_is_stored() {
-        let mut consensus = Consensus::new(1, founded(), 0);
+        let mut consensus = Consensus::new(1, founded(), 0, Bugs::NONE);
         consensus.tick();
         run(&mut consensus, true);
         let index = consensus.propose(b"x".to_vec()).unwrap();
@@ -800,7 +700,7 @@ mod tests {
         let entries = vec![entry(6, 2, "a"), entry(7, 2, "b")];
         let hard = Hard { term: 2, vote: 1, commit: 5 };
         let restored = Restored { hard, snapshot_index: 5, snapshot_term: 1, conf: Conf::alone(1), entries };
-        let mut consensus = Consensus::new(1, restored, 0);
+        let mut consensus = Consensus::new(1, restored, 0, Bugs::NONE);
         consensus.tick();
         let (stored, committed) = run(&mut consensus, true);
         assert_eq!(stored.iter().map(|entry| (entry.index, entry.term)).collect::<Vec<_>>(), [(8, 3)]);

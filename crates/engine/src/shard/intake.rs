@@ -221,6 +221,11 @@ impl Intake {
         }
     }
 
+    /// Whether the state is here, if not its payloads.
+    pub fn has_state(&self) -> bool {
+        self.state.is_some()
+    }
+
     /// Whether everything is here.
     pub fn is_whole(&self) -> bool {
         self.state.is_some() && self.missing.is_empty() && self.asked.is_empty()

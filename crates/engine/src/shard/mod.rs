@@ -17,6 +17,7 @@ mod replication;
 pub mod restore;
 pub mod snapshot;
 pub mod state;
+mod translate;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -387,7 +388,9 @@ impl Shard {
         for ticket in self.waiting.drain(..).flat_map(|(_, tickets)| tickets).flatten() {
             work.answers.push((ticket, Answer::Unknown(code)));
         }
-        self.delivery.end();
+        if !self.bugs.has(Bug::KeepLeasesOverReigns) {
+            self.delivery.end();
+        }
         self.proposed.clear();
         self.reign = None;
         self.stalled_since = None;
@@ -611,7 +614,8 @@ impl Shard {
         self.state.applied_to(index);
         self.applied_term = term;
         self.consensus.applied(index);
-        if self.consensus.is_leader() && term == self.consensus.term().0 && !self.delivery.is_serving() {
+        let own = term == self.consensus.term().0 || self.bugs.has(Bug::ServeBeforeOwnTerm);
+        if self.consensus.is_leader() && own && !self.delivery.is_serving() {
             self.proposed.clear();
             self.state.relocated.clear();
             self.delivery.begin(now.monotonic, self.state.next_offset);

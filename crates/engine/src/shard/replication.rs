@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     log::{Position, Writer},
-    node::Now,
+    node::{Now, bug::Bug},
 };
 
 /// Time in which a leader must see a proposal commit, or make room for another (safety rule 22): an election timeout.
@@ -69,7 +69,7 @@ impl Shard {
         self.end_reign(Code::NotLeader, work);
         let hard = Hard { commit: 0, ..self.consensus.hard() };
         let restored = Restored { hard, ..Restored::default() };
-        self.consensus = Consensus::new(self.replica, restored, self.seed);
+        self.consensus = Consensus::new(self.replica, restored, self.seed, self.bugs);
         self.state = State { bugs: self.bugs, ..State::default() };
         self.applied_term = 0;
         self.places.clear();
@@ -240,7 +240,8 @@ impl Shard {
         let mut wanted = Vec::new();
         intake.wants(now.monotonic, &mut wanted);
         work.wanted.extend(wanted.into_iter().map(|wanted| (source, wanted)));
-        if !intake.is_whole() {
+        let early = self.bugs.has(Bug::InstallWithoutPayloads) && intake.has_state();
+        if !intake.is_whole() && !early {
             return;
         }
         let message = intake.announcement();
@@ -270,7 +271,12 @@ impl Shard {
     pub fn give_state(&mut self, now: Now, to: NodeId) -> Vec<StatePart> {
         self.pulled(now, to);
         let (index, term) = (self.state.applied, self.applied_term);
-        let bytes = Bytes::from(self.state.to_portable());
+        let bytes = if self.bugs.has(Bug::SendStateWithoutProducers) {
+            let producers = super::dedup::Producers::default();
+            Bytes::from(State { producers, ..self.state.clone() }.to_portable())
+        } else {
+            Bytes::from(self.state.to_portable())
+        };
         let parts = bytes.len().div_ceil(STATE_PART_BYTES) as u32;
         let part = |part: u32| {
             let from = part as usize * STATE_PART_BYTES;
@@ -334,7 +340,9 @@ impl Shard {
                 return Some(Change::Follow(new));
             }
             let ready = |replica: &u64| conf.learners.contains(replica) && self.is_caught_up(*replica);
-            if let Some(new) = wish.voters.iter().copied().find(ready) {
+            let any = |replica: &u64| conf.learners.contains(replica);
+            let rash = self.bugs.has(Bug::PromoteEmptyReplica);
+            if let Some(new) = wish.voters.iter().copied().find(|new| ready(new) || rash && any(new)) {
                 let old = conf.voters.iter().copied().find(is_replaced);
                 return Some(old.map_or(Change::Vote(new), Change::Leave));
             }

@@ -80,9 +80,16 @@ pub struct Restore {
     entries: BTreeMap<u64, (u64, EntryKind, Position, u32)>,
     moves: Vec<(Address, u64, Position)>,
     first_segment: Option<u32>,
+    /// A planted mistake.
+    keeps_old_entries: bool,
 }
 
 impl Restore {
+    /// With planted mistakes.
+    pub fn with(bugs: Bugs) -> Self {
+        Self { keeps_old_entries: bugs.has(Bug::KeepEntriesUnderInstalled), ..Self::default() }
+    }
+
     /// Takes one record of this shard. An error means that the bytes, though whole, are not ours.
     pub fn record(&mut self, record: &RecordRef<'_>) -> Result<(), String> {
         self.first_segment.get_or_insert(record.position.segment);
@@ -140,7 +147,7 @@ impl Restore {
             let (_, whole) = self.partial.take().expect("matched above");
             self.hard = whole.hard;
             self.entries = self.entries.split_off(&(whole.index + 1));
-            if whole.installed {
+            if whole.installed && !self.keeps_old_entries {
                 // Another replica's state replaced ours and our entries: what lay above it was never committed.
                 self.entries.clear();
             }
@@ -213,7 +220,7 @@ impl Restore {
         Ok(Shard {
             id,
             replica,
-            consensus: Consensus::new(replica, restored, seed),
+            consensus: Consensus::new(replica, restored, seed, bugs),
             state,
             delivery: Delivery::new(horizon_ahead, bugs),
             cache,
