@@ -184,6 +184,8 @@ pub struct Effects {
     pub peers: Option<Vec<(NodeId, String)>>,
     /// Connections to close after their pending bytes went out.
     pub closes: Vec<ConnectionId>,
+    /// The disk was rolled back: the process is to end, and to come back with a new disk incarnation (safety rule 14).
+    pub lost_disk: bool,
     /// Draining is complete; the process may end.
     pub drained: bool,
 }

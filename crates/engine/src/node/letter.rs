@@ -132,6 +132,17 @@ pub(super) enum Letter {
     Broken {
         destination: NodeId,
     },
+    /// How the writer's disk is.
+    Health(Health),
+}
+
+/// How a node's disk is, in its own words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Health {
+    /// Less is free than its reserve: it takes no new messages.
+    pub(super) is_below_reserve: bool,
+    /// Its log stopped: it stores nothing any more.
+    pub(super) has_stopped: bool,
 }
 
 fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
@@ -523,6 +534,11 @@ impl Letter {
                 out.put_u8(11);
                 out.put_u16(destination.0);
             }
+            Self::Health(health) => {
+                out.put_u8(12);
+                out.put_u8(health.is_below_reserve.into());
+                out.put_u8(health.has_stopped.into());
+            }
         }
         out.freeze()
     }
@@ -589,6 +605,10 @@ impl Letter {
                     Ok(Payload { address, offset, sealed: is_there.then_some(sealed) })
                 })?,
             },
+            12 => Self::Health(Health {
+                is_below_reserve: r.flag("below reserve")?,
+                has_stopped: r.flag("stopped")?,
+            }),
             11 => Self::Broken { destination: NodeId(r.u16()?) },
             _ => return Err(DecodeError::Invalid("letter")),
         };

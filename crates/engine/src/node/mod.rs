@@ -137,6 +137,8 @@ pub struct Node {
     free_bytes: u64,
     draining: bool,
     drain_snapshots: bool,
+    /// Other nodes know more of this node's log than its disk.
+    lost_disk: bool,
     stopped: Option<String>,
     next_number: u64,
     counters: Counters,
@@ -202,6 +204,7 @@ impl Node {
             free_bytes: u64::MAX,
             draining: false,
             drain_snapshots: false,
+            lost_disk: false,
             stopped: None,
             next_number: 1,
             counters: Counters::default(),
@@ -277,6 +280,7 @@ impl Node {
             }
         }
         self.pack(out);
+        out.lost_disk = self.lost_disk;
         out.drained = self.draining
             && (self.stopped.is_some()
                 || (self.drain_snapshots
@@ -303,6 +307,10 @@ impl Node {
         self.wakes[index] = self.shards[index].next_wake();
         self.gather(now, index, &mut work);
         self.carry(now, index, work);
+        if self.shards[index].has_amnesia() && self.stopped.is_none() {
+            self.lost_disk = true;
+            self.disk_failed(now, "the disk has lost what it had stored: it can only come back as a new one");
+        }
         if index + 1 == self.shards.len() {
             self.found(now);
             self.go_on(now);
@@ -571,7 +579,8 @@ impl Node {
 
     /// Refusals that hold for every publish and every change, whatever it says.
     fn refuses_writes(&self) -> Option<Code> {
-        if self.stopped.is_some() {
+        // Without a log of its own a node can still pass on to others.
+        if self.stopped.is_some() && self.peers.links.is_empty() {
             return Some(Code::LogStopped);
         }
         self.draining.then_some(Code::Draining)

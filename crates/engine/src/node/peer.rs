@@ -20,7 +20,7 @@ use swarmmq_protocol::{
 use super::{
     Node, Now, Reading,
     ask::{Asker, Purpose},
-    letter::{Lead, Letter, Question},
+    letter::{Health, Lead, Letter, Question},
 };
 use crate::shard::{
     Work,
@@ -56,6 +56,10 @@ pub(super) struct Peers {
     pub(super) links: BTreeMap<NodeId, PeerHello>,
     /// What leaders said last, by shard; never of an earlier reign than one before.
     pub(super) views: BTreeMap<usize, Lead>,
+    /// What other nodes said of their disks.
+    health: BTreeMap<NodeId, Health>,
+    /// What this one said last.
+    told_health: Health,
     mail: Vec<(NodeId, Class, Letter)>,
     consensus: BTreeMap<(NodeId, Class), Vec<(ShardId, Message)>>,
     fetches: BTreeMap<u64, Fetch>,
@@ -119,6 +123,7 @@ impl Node {
         if !leads.is_empty() {
             self.post(node, Class::Heartbeat, Letter::Leads(leads));
         }
+        self.post(node, Class::Heartbeat, Letter::Health(self.peers.told_health));
         self.welcome(now, node);
         self.peers.next_steer = now.monotonic;
         self.peers.steady = false;
@@ -180,6 +185,7 @@ impl Node {
         if self.peers.links.remove(&node).is_none() {
             return;
         }
+        self.peers.health.remove(&node);
         self.peers.consensus.retain(|(to, _), _| *to != node);
         self.peers.mail.retain(|(to, _, _)| *to != node);
         self.peers.fetches.retain(|_, fetch| fetch.to != node);
@@ -275,6 +281,16 @@ impl Node {
                 let Some(index) = self.index_of(shard) else { return };
                 self.shards[index].take_payloads(now, from, items, &mut self.writer);
                 self.dirty[index] = true;
+            }
+            Letter::Health(health) => {
+                self.peers.health.insert(from, health);
+                if health.has_stopped {
+                    // It says itself that it can lead nobody: no need to wait until it is missed.
+                    for index in 0..self.shards.len() {
+                        self.shards[index].lost_node(now, from, true);
+                        self.dirty[index] = true;
+                    }
+                }
             }
             Letter::Broken { destination } => {
                 for index in 0..self.shards.len() {
@@ -408,8 +424,31 @@ impl Node {
         }
     }
 
+    /// Whether `node` said that its disk takes no new messages.
+    fn is_weak(&self, node: NodeId) -> bool {
+        if node == self.config.node {
+            return self.is_below_reserve();
+        }
+        self.peers.health.get(&node).is_some_and(|health| health.is_below_reserve || health.has_stopped)
+    }
+
+    /// Whether enough replicas of the shard at `index` have room for new messages (safety rule 19).
+    pub(super) fn has_room(&self, index: usize) -> bool {
+        let voters = &self.shards[index].conf().voters;
+        let strong = voters.iter().filter(|voter| !self.is_weak(node_of(**voter))).count();
+        strong * 2 > voters.len()
+    }
+
     /// Announces what this node leads: news at once, everything now and then.
     pub(super) fn announce(&mut self, now: Now) {
+        let health =
+            Health { is_below_reserve: self.is_below_reserve(), has_stopped: self.stopped.is_some() };
+        if health != self.peers.told_health {
+            self.peers.told_health = health;
+            for node in self.peers.links.keys().copied().collect::<Vec<_>>() {
+                self.post(node, Class::Heartbeat, Letter::Health(health));
+            }
+        }
         let all = now.monotonic >= self.peers.next_announcement && !self.peers.links.is_empty();
         if all {
             self.peers.next_announcement = now.monotonic + ANNOUNCE_PAUSE;
@@ -458,8 +497,16 @@ impl Node {
                 self.dirty[index] = true;
                 continue;
             }
-            let best =
-                wish.voters.first().copied().filter(|best| node_of(*best) != me && is_up(node_of(*best)));
+            let fits = |replica: &u64| {
+                node_of(*replica) != me && is_up(node_of(*replica)) && !self.is_weak(node_of(*replica))
+            };
+            let heir = wish.voters.iter().copied().find(fits);
+            let best = wish.voters.first().copied().filter(fits);
+            if self.is_weak(me) && heir.is_some() {
+                self.dirty[index] |= self.shards[index].hand_over(heir);
+                steady = false;
+                continue;
+            }
             let since = self.peers.led_since.get(&index).copied().unwrap_or(now.monotonic);
             if let Some(best) = best
                 && !moved

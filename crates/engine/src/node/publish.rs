@@ -80,7 +80,7 @@ impl Node {
         count: u16,
         messages: &Bytes,
     ) -> Result<(), Code> {
-        if self.is_below_reserve() {
+        if !self.has_room(index) {
             return Err(Code::DiskFull);
         }
         let shard = self.shards[index].id();
