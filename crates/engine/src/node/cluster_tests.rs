@@ -456,6 +456,24 @@ fn everybody_killed_at_once_remembers_everything() {
     assert_eq!(cluster.deliveries(client).len(), 20);
 }
 
+/// Two of three came back and knew only how to reach the third, which did not: nobody led, so nobody said who else there is.
+#[test]
+fn who_comes_back_alone_wants_links_with_those_that_its_log_names() {
+    let mut cluster = healthy(3);
+    for node in (1..=3).map(NodeId) {
+        cluster.kill(node);
+    }
+    for node in [NodeId(2), NodeId(3)] {
+        let host = &cluster.hosts[&node];
+        let mut alone = restore_as(host.config.clone(), &host.disk, cluster.now).unwrap();
+        let mut effects = Effects::default();
+        alone.flush(cluster.now, &mut effects);
+        let wanted = effects.peers.expect("it says so at once").into_iter().map(|(peer, _)| peer);
+        let others: Vec<NodeId> = (1..=3).map(NodeId).filter(|other| *other != node).collect();
+        assert_eq!(wanted.collect::<Vec<_>>(), others);
+    }
+}
+
 #[test]
 fn a_new_node_takes_over_shards_with_their_messages() {
     let mut cluster = healthy(3);

@@ -474,7 +474,11 @@ impl Node {
 
     /// Lets every shard led here take a step towards the replicas that it should have, and towards its best leader.
     pub(super) fn steer(&mut self, now: Now) {
-        if now.monotonic < self.peers.next_steer || !self.cluster_shard().is_current() {
+        if now.monotonic < self.peers.next_steer {
+            return;
+        }
+        self.want_links();
+        if !self.cluster_shard().is_current() {
             return;
         }
         self.peers.next_steer = now.monotonic + STEER_PAUSE;
@@ -522,10 +526,16 @@ impl Node {
         if steady || moved {
             self.peers.next_steer = now.monotonic + ANNOUNCE_PAUSE;
         }
+    }
+
+    /// Says with whom links are wanted, as far as this node knows. Outdated knowledge is better than none: after all nodes
+    /// have stopped, nobody leads before the members that the log names have found each other.
+    fn want_links(&mut self) {
+        let members = &self.cluster_shard().state().catalog.members.nodes;
         let wanted = |(node, member): (&NodeId, &Member)| {
             (*node != self.config.node).then(|| (*node, member.peer.clone()))
         };
-        let peers: Vec<(NodeId, String)> = members.nodes.iter().filter_map(wanted).collect();
+        let peers: Vec<(NodeId, String)> = members.iter().filter_map(wanted).collect();
         if self.peers.told != peers {
             self.peers.told.clone_from(&peers);
             self.peers_changed = Some(peers);
