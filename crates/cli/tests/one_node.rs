@@ -337,7 +337,7 @@ fn a_node_of_its_own_is_made_run_and_stopped_by_hand() {
     assert_eq!(report["shards"].as_array().unwrap().len(), 16);
     assert_eq!(
         report["shards"][3],
-        json!({"id": 3, "leader": 7, "term": 1, "replicas": [7], "in_sync": [7]})
+        json!({"id": 3, "leader": 7, "term": 2, "replicas": [7], "in_sync": [7]})
     );
     signal(node.pid(), Signal::TERM);
     assert_eq!(node.code(), Some(0), "a drained node ends well");
