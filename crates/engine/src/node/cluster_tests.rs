@@ -1,6 +1,11 @@
 //! Several nodes stepped by hand over a network without faults: who becomes a member, who leads, what a crash costs.
 
-use super::*;
+use swarmmq_protocol::{packet::Class, session::peer::PeerHello};
+
+use super::{
+    letter::{Health, Letter},
+    *,
+};
 use crate::shard::member::node_of;
 
 struct Host {
@@ -524,4 +529,143 @@ fn a_new_node_takes_over_shards_with_their_messages() {
     }
     cluster.pass(Duration::from_millis(50));
     assert_eq!(cluster.deliveries(client).len(), 30);
+}
+
+fn along(class: Class, path: &[u16], letter: &Letter) -> Packet {
+    let path = path.iter().map(|node| NodeId(*node)).collect();
+    Packet::along(class, path, letter.to_bytes()).unwrap()
+}
+
+/// What `node` sends when it is given `packet` by `from`.
+fn passes(cluster: &mut Cluster, node: u16, from: u16, packet: Packet) -> Vec<(NodeId, Packet)> {
+    cluster.run();
+    cluster.input(NodeId(node), Input::Packet { from: NodeId(from), packet });
+    let mut effects = Effects::default();
+    let now = cluster.now;
+    cluster.node(NodeId(node)).flush(now, &mut effects);
+    effects.packets
+}
+
+#[test]
+fn a_packet_goes_on_along_its_path_unchanged_and_is_opened_only_at_its_end() {
+    let mut cluster = healthy(3);
+    let letter = Letter::Health(Health { is_below_reserve: true, has_stopped: false });
+    let sent = along(Class::Publish, &[1, 2, 3], &letter);
+    let passed = passes(&mut cluster, 2, 1, sent.clone());
+    assert_eq!(passed.len(), 1, "{passed:?}");
+    let (next, packet) = &passed[0];
+    assert_eq!((*next, packet.hop, &packet.path, &packet.body), (NodeId(3), 1, &sent.path, &sent.body));
+    assert!(!cluster.node(NodeId(2)).peers.is_weak_by_word(NodeId(1)), "it was not for the relay");
+    assert_eq!(passes(&mut cluster, 3, 2, packet.clone()), []);
+    assert!(
+        cluster.node(NodeId(3)).peers.is_weak_by_word(NodeId(1)),
+        "the end takes it as the origin's word"
+    );
+}
+
+#[test]
+fn a_relay_without_a_way_says_so_to_the_origin_and_keeps_nothing() {
+    let mut cluster = healthy(3);
+    cluster.cut(NodeId(2), NodeId(3));
+    let letter = Letter::Health(Health::default());
+    let passed = passes(&mut cluster, 2, 1, along(Class::Publish, &[1, 2, 3], &letter));
+    let broken: Vec<_> = passed.iter().filter(|(_, packet)| packet.class == Class::Heartbeat).collect();
+    let found = broken.iter().find_map(|(next, packet)| match Letter::read(packet.body.clone()) {
+        Ok(Letter::Broken { destination }) => Some((*next, packet.path.clone(), destination)),
+        _ => None,
+    });
+    assert_eq!(found, Some((NodeId(1), vec![NodeId(2), NodeId(1)], NodeId(3))), "{passed:?}");
+}
+
+#[test]
+fn only_a_router_passes_packets_on() {
+    let mut cluster = Cluster::new(3);
+    cluster.add(4, PeerHello::INGRESS);
+    cluster.until("healthy", HEALTHY_WITHIN, |cluster| cluster.is_healthy());
+    let letter = Letter::Health(Health::default());
+    let passed = passes(&mut cluster, 4, 1, along(Class::Publish, &[1, 4, 3], &letter));
+    assert!(passed.iter().all(|(next, _)| *next == NodeId(1)), "{passed:?}");
+}
+
+#[test]
+fn a_packet_that_names_another_neighbour_or_no_letter_is_dropped_and_counted() {
+    let mut cluster = healthy(3);
+    let letter = Letter::Health(Health::default());
+    assert_eq!(passes(&mut cluster, 2, 3, along(Class::Publish, &[1, 2], &letter)), []);
+    let mut bytes = letter.to_bytes().to_vec();
+    bytes.push(0);
+    let direct = Packet::direct(Class::Bulk, NodeId(1), NodeId(2), bytes.into());
+    assert_eq!(passes(&mut cluster, 2, 1, direct), []);
+    assert_eq!(cluster.node(NodeId(2)).peers.malformed, 2);
+}
+
+#[test]
+fn nodes_that_take_clients_hold_no_shard_and_serve_every_shard() {
+    let mut cluster = Cluster::new(1);
+    cluster.add(2, 7);
+    cluster.add(3, 7);
+    cluster.add(4, PeerHello::INGRESS);
+    cluster.add(5, PeerHello::INGRESS);
+    cluster.until("healthy", HEALTHY_WITHIN, |cluster| cluster.is_healthy());
+    let mut sender = Sender::new(1);
+    let client = cluster.connect(NodeId(4));
+    let Frame::Resolved(_) = cluster.ask(client, &resolve("a", Order::Total)) else { panic!() };
+    cluster.publish(client, &mut sender, "a");
+    let other = cluster.connect(NodeId(5));
+    let Frame::Subscribed(_) = cluster.ask(other, &subscribe("a", "g", 1, 10, vec![])) else { panic!() };
+    cluster.pass(Duration::from_millis(20));
+    assert_eq!(cluster.deliveries(other).len(), 1);
+    for node in [4, 5].map(NodeId) {
+        let holds = |shard: &Shard| !shard.is_clusters() && shard.is_replica();
+        assert!(!cluster.node(node).shards.iter().any(holds));
+    }
+}
+
+#[test]
+fn new_messages_wait_for_room_on_most_replicas_and_settlements_do_not() {
+    let mut cluster = healthy(3);
+    let mut sender = Sender::new(1);
+    let client = cluster.connect(NodeId(1));
+    let Frame::Resolved(_) = cluster.ask(client, &resolve("a", Order::Total)) else { panic!() };
+    let Frame::Subscribed(_) = cluster.ask(client, &subscribe("a", "g", 1, 10, vec![])) else { panic!() };
+    cluster.publish(client, &mut sender, "a");
+    let held = cluster.deliveries(client);
+    let shard = sender.shard("a", None, false);
+    let leader = cluster.leader(shard);
+    let followers: Vec<NodeId> = [1, 2, 3].map(NodeId).into_iter().filter(|node| *node != leader).collect();
+    cluster.input(followers[0], Input::DiskSpace { free_bytes: 10 });
+    cluster.publish(client, &mut sender, "a");
+    cluster.input(followers[1], Input::DiskSpace { free_bytes: 10 });
+    cluster.run();
+    let next = sender.next[&shard];
+    let frame = sender.frame(shard, 1, sender.seal(shard, "a", None, next, 10));
+    let Frame::Published(published) = cluster.ask(client, &frame) else { panic!() };
+    assert_eq!(
+        (published.runs[0].outcome, published.runs[0].code),
+        (Outcome::Failed, Code::DiskFull.number())
+    );
+    let all: Vec<&DeliverItem> = held.iter().collect();
+    let Frame::Settled(settled) = cluster.ask(client, &settle(1, &all, SettleAction::Ack)) else { panic!() };
+    assert_eq!(settled.runs[0].outcome, Outcome::Ok);
+    cluster.input(followers[0], Input::DiskSpace { free_bytes: 1 << 30 });
+    cluster.run();
+    cluster.publish(client, &mut sender, "a");
+}
+
+#[test]
+fn a_leader_whose_log_stops_is_followed_at_once() {
+    let mut cluster = healthy(5);
+    let mut sender = Sender::new(1);
+    let shard = sender.shard("a", None, false);
+    let leader = cluster.leader(shard);
+    let edge = NodeId(if leader == NodeId(1) { 2 } else { 1 });
+    let client = cluster.connect(edge);
+    let Frame::Resolved(_) = cluster.ask(client, &resolve("a", Order::Total)) else { panic!() };
+    cluster.publish(client, &mut sender, "a");
+    let began = cluster.now.monotonic;
+    cluster.input(leader, Input::DiskFailed { what: "a test".into() });
+    cluster.publish(client, &mut sender, "a");
+    let gap = cluster.now.monotonic.since(began);
+    assert!(gap < Duration::from_millis(300), "{gap:?}");
+    assert_ne!(cluster.leader(shard), leader);
 }

@@ -621,3 +621,161 @@ impl Letter {
 pub(super) fn held_of(held: &[Held], shard: ShardId) -> Vec<(Offset, Attempt)> {
     held.iter().filter(|held| held.shard == shard).map(|held| (held.offset, held.attempt)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use swarmmq_protocol::{consensus::MessageKind, time::WallTime};
+
+    use super::*;
+
+    fn questions() -> Vec<Question> {
+        let (a, g) = (Address::parse("a.b").unwrap(), GroupName::parse("g").unwrap());
+        let item = |action| SettleItem {
+            shard: ShardId(3),
+            offset: Offset(4),
+            term: Term(5),
+            attempt: Attempt(6),
+            action,
+            reason: "why".to_owned(),
+        };
+        let second = std::time::Duration::from_secs(1);
+        vec![
+            Question::Publish { count: 2, messages: Bytes::from_static(b"sealed") },
+            Question::Propose(Event::Ticked),
+            Question::Prepare {
+                address: a.clone(),
+                order: Order::Key,
+                settings: Settings::default(),
+                group: g.clone(),
+                start: Start::Time(WallTime(7)),
+            },
+            Question::Join {
+                subscriber: 1,
+                consumer: ConsumerId(2),
+                address: a.clone(),
+                group: g,
+                credit_messages: 3,
+                credit_bytes: 4,
+                fresh: true,
+                held: vec![(Offset(5), Attempt(6))],
+            },
+            Question::Leave { subscriber: 1 },
+            Question::Credit { subscriber: 1, messages: 2, bytes: 3 },
+            Question::Settle {
+                subscriber: 1,
+                items: vec![
+                    item(SettleAction::Ack),
+                    item(SettleAction::Nack { delay: None }),
+                    item(SettleAction::Nack { delay: Some(second) }),
+                    item(SettleAction::Extend { duration: second }),
+                    item(SettleAction::DeadLetter),
+                    item(SettleAction::Release),
+                ],
+            },
+            Question::Mark,
+            Question::Look { address: a, start: None },
+        ]
+    }
+
+    fn answers() -> Vec<Answer> {
+        let run = |placed| PlacedRun { count: 1, placed };
+        vec![
+            Answer::Committed(Outcome::Done),
+            Answer::Committed(Outcome::Count(1)),
+            Answer::Committed(Outcome::Placed(vec![
+                run(Placed::New(Offset(1))),
+                run(Placed::Seen(None)),
+                run(Placed::Seen(Some(Offset(2)))),
+                run(Placed::Refused(Code::Gap)),
+            ])),
+            Answer::Committed(Outcome::Refused(Code::Limit)),
+            Answer::Refused(Code::NotLeader),
+            Answer::Unknown(Code::QuorumLost),
+            Answer::Joined { term: Term(1), lost: vec![Offset(2)] },
+            Answer::Settled(vec![(Fate::Ok, None), (Fate::Failed, Some(Code::LeaseLost))]),
+            Answer::Found(Bytes::from_static(b"view")),
+        ]
+    }
+
+    fn letters() -> Vec<Letter> {
+        let shard = ShardId(3);
+        let address = Address::parse("a").unwrap();
+        let message = Message { kind: MessageKind::Heartbeat, from: 1, to: 2, term: 3, ..Message::default() };
+        let parcel = Parcel {
+            offset: Offset(1),
+            attempt: Attempt(2),
+            lease_millis: 3,
+            reason: "dead".to_owned(),
+            sealed: Bytes::from_static(b"sealed"),
+        };
+        let lead = Lead {
+            shard,
+            term: Term(1),
+            applied: 2,
+            voters: vec![3],
+            learners: vec![4, 5],
+            in_sync: Vec::new(),
+        };
+        let part = StatePart { index: 1, term: 2, part: 0, parts: 1, bytes: Bytes::from_static(b"state") };
+        let payload = |sealed| Payload { address: address.clone(), offset: 1, sealed };
+        let mut letters: Vec<Letter> =
+            questions().into_iter().map(|question| Letter::Ask { ticket: 1, shard, question }).collect();
+        letters.extend(answers().into_iter().map(|answer| Letter::Answer { ticket: 1, answer }));
+        letters.extend([
+            Letter::Consensus(vec![(shard, message)]),
+            Letter::Deliver { subscriber: 1, shard, term: Term(2), parcels: vec![parcel] },
+            Letter::Expired { subscriber: 1, shard, items: vec![(Offset(1), Attempt(2))] },
+            Letter::Leads(vec![lead]),
+            Letter::StateWanted { shard },
+            Letter::StatePart { shard, part },
+            Letter::PayloadsWanted { shard, items: vec![(address.clone(), 1)] },
+            Letter::Payloads { shard, items: vec![payload(None), payload(Some(Bytes::from_static(b"x")))] },
+            Letter::Broken { destination: NodeId(1) },
+            Letter::Health(Health { is_below_reserve: true, has_stopped: false }),
+        ]);
+        letters
+    }
+
+    #[test]
+    fn every_letter_reads_back_and_none_that_is_cut_does() {
+        for letter in letters() {
+            let bytes = letter.to_bytes();
+            let read = Letter::read(bytes.clone()).unwrap_or_else(|error| panic!("{letter:?}: {error}"));
+            assert_eq!(read.to_bytes(), bytes, "{letter:?}");
+            for end in 0..bytes.len() {
+                assert!(Letter::read(bytes.slice(..end)).is_err(), "{letter:?} cut at {end}");
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_bytes_come_nothing_panics_or_grows_beyond_them() {
+        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed
+        };
+        let all: Vec<Bytes> = letters().iter().map(Letter::to_bytes).collect();
+        let mut read = 0;
+        for _ in 0..20_000 {
+            let mut bytes = all[next() as usize % all.len()].to_vec();
+            for _ in 0..=next() % 4 {
+                let at = next() as usize % bytes.len();
+                bytes[at] = next() as u8;
+            }
+            read += usize::from(Letter::read(bytes.into()).is_ok());
+        }
+        assert!(read > 100, "some flips leave a letter: {read}");
+    }
+
+    #[test]
+    fn a_list_longer_than_its_bytes_is_refused_before_room_is_made_for_it() {
+        let mut bytes = BytesMut::new();
+        bytes.put_u8(6);
+        bytes.put_u32(u32::MAX);
+        bytes.put_slice(&[0; 64]);
+        assert_eq!(Letter::read(bytes.freeze()).unwrap_err(), DecodeError::TooLarge("list"));
+    }
+}

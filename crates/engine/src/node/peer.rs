@@ -76,6 +76,13 @@ pub(super) struct Peers {
     steady: bool,
 }
 
+impl Peers {
+    /// Whether `node` said that its disk takes no new messages.
+    pub(super) fn is_weak_by_word(&self, node: NodeId) -> bool {
+        self.health.get(&node).is_some_and(|health| health.is_below_reserve || health.has_stopped)
+    }
+}
+
 impl Node {
     /// What this node says about itself to others.
     pub fn hello(&self) -> PeerHello {
@@ -424,12 +431,12 @@ impl Node {
         }
     }
 
-    /// Whether `node` said that its disk takes no new messages.
+    /// Whether the disk of `node` takes no new messages, as far as known.
     fn is_weak(&self, node: NodeId) -> bool {
         if node == self.config.node {
             return self.is_below_reserve();
         }
-        self.peers.health.get(&node).is_some_and(|health| health.is_below_reserve || health.has_stopped)
+        self.peers.is_weak_by_word(node)
     }
 
     /// Whether enough replicas of the shard at `index` have room for new messages (safety rule 19).
