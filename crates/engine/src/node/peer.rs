@@ -484,11 +484,16 @@ impl Node {
         if now.monotonic < self.peers.next_steer {
             return;
         }
+        self.peers.next_steer = now.monotonic + STEER_PAUSE;
         self.want_links();
         if !self.cluster_shard().is_current() {
             return;
         }
-        self.peers.next_steer = now.monotonic + STEER_PAUSE;
+        // What was known before a restart may be old, and is still the best place to look for the others.
+        self.tell_peers();
+        if !self.cluster_shard().is_current() {
+            return;
+        }
         let members = self.cluster_shard().state().catalog.members.clone();
         if members.nodes.is_empty() {
             return;

@@ -168,6 +168,12 @@ impl Shard {
         if self.stopped.is_some() || message.to != self.replica {
             return;
         }
+        // Who holds nothing has no voice: one that left and forgot what it had stored would let somebody lead who never
+        // heard of it, if that one still counts it as a voter.
+        let asks = matches!(message.kind, MessageKind::RequestVote | MessageKind::RequestPreVote);
+        if asks && self.state.conf.is_empty() {
+            return;
+        }
         let lags = message.snapshot.as_ref().is_some_and(|mark| mark.index > self.consensus.committed());
         if message.kind != MessageKind::Snapshot || !lags {
             self.consensus.step(message);
