@@ -18,6 +18,7 @@ use swarmmq_protocol::{
     },
     id::{Address, Attempt, ConsumerId, GroupName, NodeId, Offset, ShardId, Term},
     limits::BATCH_MESSAGES_MAX,
+    time::Instant,
 };
 
 use super::{
@@ -46,6 +47,15 @@ struct Share {
     bytes: i64,
 }
 
+/// One message that waits here for room.
+#[derive(Debug)]
+struct Parked {
+    index: usize,
+    term: Term,
+    parcel: Parcel,
+    since: Instant,
+}
+
 /// One subscription of one connection.
 #[derive(Debug)]
 pub(super) struct Subscriber {
@@ -59,7 +69,7 @@ pub(super) struct Subscriber {
     /// What the client was sent and has not settled, and what waits here for room.
     held: BTreeMap<(usize, u64), Attempt>,
     /// What came before the client had room for it: with more leaders than credit, each may send one.
-    parked: VecDeque<(usize, Term, Parcel)>,
+    parked: VecDeque<Parked>,
     /// What the client can take.
     room: Share,
     shares: BTreeMap<NodeId, Share>,
@@ -139,6 +149,7 @@ impl Node {
         let question = Question::Join {
             subscriber: id.0,
             consumer: subscriber.consumer,
+            fresh: subscriber.opening.is_some(),
             address: subscriber.address.clone(),
             group: subscriber.group.clone(),
             credit_messages: 0,
@@ -191,7 +202,7 @@ impl Node {
         subscriber.shares.entry(from).or_default();
         for offset in &lost {
             subscriber.held.remove(&(index, offset.0));
-            subscriber.parked.retain(|(of, _, parcel)| *of != index || parcel.offset != *offset);
+            subscriber.parked.retain(|parked| parked.index != index || parked.parcel.offset != *offset);
         }
         let complete = subscriber.feeds.values().all(|feed| feed.from.is_some());
         match &mut subscriber.opening {
@@ -298,24 +309,27 @@ impl Node {
         room.messages = (room.messages + i64::from(frame.messages)).min(i64::from(CREDIT_MESSAGES_MAX));
         let bytes = i64::try_from(frame.bytes).unwrap_or(i64::MAX);
         room.bytes = room.bytes.saturating_add(bytes).min(CREDIT_BYTES_MAX as i64);
-        self.unpark(id);
+        self.unpark(now, id);
         self.share(now, id);
     }
 
-    fn unpark(&mut self, id: SubscriberId) {
+    fn unpark(&mut self, now: Now, id: SubscriberId) {
         let Some(subscriber) = self.subscribers.get_mut(&id) else { return };
-        let mut ready: Vec<(usize, Term, Parcel)> = Vec::new();
+        let mut ready: Vec<Parked> = Vec::new();
         while subscriber.room.messages > 0
             && subscriber.room.bytes > 0
-            && let Some((index, term, parcel)) = subscriber.parked.pop_front()
+            && let Some(mut parked) = subscriber.parked.pop_front()
         {
             subscriber.room.messages -= 1;
-            subscriber.room.bytes -= parcel.sealed.len() as i64;
-            ready.push((index, term, parcel));
+            subscriber.room.bytes -= parked.parcel.sealed.len() as i64;
+            // The consumer is told what is left of its lease.
+            let waited = now.monotonic.since(parked.since).as_millis() as u32;
+            parked.parcel.lease_millis = parked.parcel.lease_millis.saturating_sub(waited);
+            ready.push(parked);
         }
-        for parcels in ready.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
-            let (index, term) = (parcels[0].0, parcels[0].1);
-            self.send_parcels(id, index, term, parcels.iter().map(|(_, _, parcel)| parcel));
+        for parcels in ready.chunk_by(|a, b| (a.index, a.term) == (b.index, b.term)) {
+            let (index, term) = (parcels[0].index, parcels[0].term);
+            self.send_parcels(id, index, term, parcels.iter().map(|parked| &parked.parcel));
         }
     }
 
@@ -353,8 +367,10 @@ impl Node {
             subscriber.room.bytes -= bytes;
             self.send_parcels(id, index, term, parcels.iter());
         } else {
-            subscriber.parked.extend(parcels.into_iter().map(|parcel| (index, term, parcel)));
-            self.unpark(id);
+            let since = now.monotonic;
+            let parked = parcels.into_iter().map(|parcel| Parked { index, term, parcel, since });
+            subscriber.parked.extend(parked);
+            self.unpark(now, id);
         }
         // The client reports room in large pieces; what is left of it serves whoever has used up its share.
         let spent = |subscriber: &Subscriber| {
@@ -405,7 +421,7 @@ impl Node {
                 subscriber.held.remove(&(index, offset.0));
             }
             let parked = subscriber.parked.len();
-            subscriber.parked.retain(|(of, _, parcel)| {
+            subscriber.parked.retain(|Parked { index: of, parcel, .. }| {
                 *of != index || parcel.offset != *offset || parcel.attempt != *attempt
             });
             if subscriber.parked.len() == parked {
@@ -514,7 +530,7 @@ impl Node {
     pub(super) fn unsubscribe(&mut self, now: Now, id: SubscriberId) {
         let Some(subscriber) = self.subscribers.remove(&id) else { return };
         let mut back: BTreeMap<usize, Vec<SettleItem>> = BTreeMap::new();
-        for (index, term, parcel) in subscriber.parked {
+        for Parked { index, term, parcel, .. } in subscriber.parked {
             back.entry(index).or_default().push(SettleItem {
                 shard: self.shards[index].id(),
                 offset: parcel.offset,

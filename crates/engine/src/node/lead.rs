@@ -159,8 +159,16 @@ impl Node {
     }
 
     fn attend(&mut self, now: Now, index: usize, asker: Asker, question: Question) {
-        let Question::Join { subscriber, consumer, address, group, credit_messages, credit_bytes, held } =
-            question
+        let Question::Join {
+            subscriber,
+            consumer,
+            fresh,
+            address,
+            group,
+            credit_messages,
+            credit_bytes,
+            held,
+        } = question
         else {
             return;
         };
@@ -184,7 +192,8 @@ impl Node {
         self.credits.grant(id, credit_messages, credit_bytes);
         let shard = &mut self.shards[index];
         shard.unsubscribe(id);
-        let joining = Joining { subscriber: id, consumer, address: &address, group: &group, held: &held };
+        let (address, group, held) = (&address, &group, &held);
+        let joining = Joining { subscriber: id, consumer, fresh, address, group, held };
         let answer = match shard.subscribe(now, &joining) {
             Ok(lost) => Answer::Joined { term: shard.term(), lost },
             Err(code) => Answer::Refused(code),

@@ -42,6 +42,8 @@ pub(super) enum Question {
         /// As the asking node numbers it.
         subscriber: u64,
         consumer: ConsumerId,
+        /// The consumer itself says what it holds; otherwise its node does, which may not know that it has left.
+        fresh: bool,
         address: Address,
         group: GroupName,
         credit_messages: u32,
@@ -235,10 +237,20 @@ impl Question {
                 put_text(out, group.as_str());
                 put_start(out, Some(*start));
             }
-            Self::Join { subscriber, consumer, address, group, credit_messages, credit_bytes, held } => {
+            Self::Join {
+                subscriber,
+                consumer,
+                fresh,
+                address,
+                group,
+                credit_messages,
+                credit_bytes,
+                held,
+            } => {
                 out.put_u8(4);
                 out.put_u64(*subscriber);
                 out.put_u128(consumer.0);
+                out.put_u8(u8::from(*fresh));
                 put_text(out, address.as_str());
                 put_text(out, group.as_str());
                 out.put_u32(*credit_messages);
@@ -290,6 +302,7 @@ impl Question {
             4 => Self::Join {
                 subscriber: r.u64()?,
                 consumer: ConsumerId(r.u128()?),
+                fresh: r.u8()? != 0,
                 address: address(r)?,
                 group: group(r)?,
                 credit_messages: r.u32()?,

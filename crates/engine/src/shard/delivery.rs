@@ -103,6 +103,8 @@ pub struct Joining<'a> {
     pub subscriber: SubscriberId,
     /// Who it is, over all reconnects.
     pub consumer: ConsumerId,
+    /// The consumer itself says what it holds; otherwise its node does, which may not know that it has left.
+    pub fresh: bool,
     /// Of which address.
     pub address: &'a Address,
     /// In which group.
@@ -283,7 +285,8 @@ impl Delivery {
     /// Lets `subscriber` take part in its group. Returns which of the messages it says it holds are not its any more.
     ///
     /// What was leased to this consumer and is not among `held` never reached it: its connection broke on the way. Such
-    /// leases are given back at once instead of running out.
+    /// leases are given back at once instead of running out. Where not the consumer itself says so, only what was sent to
+    /// this very subscription counts, or to one that is gone: the consumer may have moved to another node.
     pub fn subscribe(
         &mut self,
         now: Instant,
@@ -291,7 +294,7 @@ impl Delivery {
         joining: &Joining<'_>,
         needs: &mut Needs,
     ) -> Vec<Offset> {
-        let Joining { subscriber, consumer, address, group, held } = *joining;
+        let Joining { subscriber, consumer, fresh, address, group, held } = *joining;
         let mut lost = Vec::new();
         let name = (address.clone(), group.clone());
         let Some(queue) = state.queues.get(address).filter(|queue| queue.groups.contains_key(group)) else {
@@ -329,8 +332,11 @@ impl Delivery {
             }
         }
         let kept: BTreeSet<u64> = held.iter().map(|(offset, _)| offset.0).collect();
+        let subscribers = &self.subscribers;
         let astray = |(offset, lease): &(&u64, &Lease)| {
-            lease.consumer == consumer && lease.settling.is_none() && !kept.contains(*offset)
+            let mine =
+                fresh || lease.subscriber == subscriber || !subscribers.contains_key(&lease.subscriber);
+            lease.consumer == consumer && mine && lease.settling.is_none() && !kept.contains(*offset)
         };
         let items: Vec<Returned> = run
             .leases
