@@ -17,12 +17,13 @@ use swarmmq_sim::{
 };
 
 const USAGE: &str = "\
-usage: sim [--seeds N] [--seed S] [--jobs J] [--bug NAME] [--trace] [--long]
+usage: sim [--seeds N] [--seed S] [--jobs J] [--bug NAME] [--standard] [--trace]
 
   --seeds N    run N seeds (default 100; 1 if --seed is given alone), every scenario, and hunt every planted bug
   --seed S     the first seed (default 1); alone: run exactly this one
   --jobs J     seeds at a time (default: the number of processors)
   --bug NAME   plant this bug in every seed; the run then should fail
+  --standard   only the standard mix, for comparable speeds: 5 nodes, 16 shards, 50 messages a second, faults on
   --trace      print every step; for a single seed
 ";
 
@@ -33,6 +34,7 @@ struct Options {
     single: bool,
     jobs: usize,
     bug: Option<Bug>,
+    standard: bool,
     trace: bool,
 }
 
@@ -44,12 +46,14 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // A panic of the code under test becomes a verdict of its run, with seed and last steps.
-    std::panic::set_hook(Box::new(|_| {}));
+    // A panic of the code under test becomes a verdict of its run, with seed and last steps. A traced run says where.
+    if !options.trace {
+        std::panic::set_hook(Box::new(|_| {}));
+    }
     let began = Instant::now();
     let mut score = Score::default();
     seeds(&options, &mut score);
-    if !options.single && options.bug.is_none() {
+    if !options.single && options.bug.is_none() && !options.standard {
         scenarios(&mut score);
         hunts(options.jobs, &mut score);
     }
@@ -59,7 +63,7 @@ fn main() -> ExitCode {
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
-    let (mut seed, mut seeds, mut bug, mut trace) = (None, None, None, false);
+    let (mut seed, mut seeds, mut bug, mut standard, mut trace) = (None, None, None, false, false);
     let mut jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     while let Some(argument) = arguments.next() {
         let mut number = || -> Result<u64, String> {
@@ -76,6 +80,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
                 let names = || bug::ALL.iter().map(|bug| format!("{bug:?}")).collect::<Vec<_>>().join(", ");
                 bug = Some(*known.ok_or_else(|| format!("no bug {name:?}; there are {}", names()))?);
             }
+            "--standard" => standard = true,
             "--trace" => trace = true,
             other => return Err(format!("unknown argument {other:?}")),
         }
@@ -85,7 +90,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
         return Err("--trace goes with --seed S alone".to_owned());
     }
     let count = seeds.unwrap_or(if single { 1 } else { 100 });
-    Ok(Options { first: seed.unwrap_or(1), count, single, jobs, bug, trace })
+    Ok(Options { first: seed.unwrap_or(1), count, single, jobs, bug, standard, trace })
 }
 
 /// What all runs add up to.
@@ -187,7 +192,9 @@ fn seeds(options: &Options, score: &mut Score) {
     let began = Instant::now();
     let before = processor_time(began);
     let outcomes = spread(options.count, options.jobs, |number| {
-        run(Plan::new(options.first + number, bugs), options.trace)
+        let seed = options.first + number;
+        let plan = if options.standard { Plan::standard(seed, bugs) } else { Plan::new(seed, bugs) };
+        run(plan, options.trace)
     });
     score.busy = processor_time(began) - before;
     for outcome in &outcomes {

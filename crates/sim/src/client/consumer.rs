@@ -1,11 +1,11 @@
 //! A consumer process: several subscriptions over one connection, and an application behind them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::BytesMut;
 use swarmmq_protocol::{
     error::Code,
-    frame::{Frame, SettleAction, StartAt},
+    frame::{DeliverItem, Frame, SettleAction, StartAt},
     id::{Address, ConsumerId, GroupName, Term},
     session::consumer::{Consumer, ConsumerConfig, Delivery, DeliveryId, Handout, SettleResolution},
     time::Instant,
@@ -28,12 +28,21 @@ pub struct Wanted {
     pub extend: bool,
 }
 
+/// Where a delivery came from.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    /// In which reign it was given out.
+    pub term: Term,
+    /// What was left of its lease when a node sent it to the client.
+    pub lease: Duration,
+}
+
 #[derive(Debug)]
 struct Subscription {
     wanted: Wanted,
     session: Consumer,
-    /// In which reign came what the application has not taken yet: the session keeps that to itself.
-    terms: BTreeMap<DeliveryId, Term>,
+    /// Of what the application has not taken yet: the session keeps that to itself.
+    origins: BTreeMap<DeliveryId, Origin>,
 }
 
 /// One life of a consumer.
@@ -54,7 +63,7 @@ impl ConsumerProcess {
             .map(|(index, wanted)| Subscription {
                 session: session(consumer, index, &wanted),
                 wanted,
-                terms: BTreeMap::new(),
+                origins: BTreeMap::new(),
             })
             .collect();
         Self { name, consumer, subscriptions }
@@ -101,9 +110,10 @@ impl ConsumerProcess {
         match frame {
             Frame::Deliver(deliver) => {
                 let items = deliver.items.iter();
-                let terms =
-                    items.map(|item| (DeliveryId { shard: item.shard, offset: item.offset }, item.term));
-                subscription.terms.extend(terms);
+                let origin = |item: &DeliverItem| Origin { term: item.term, lease: item.lease };
+                let origins =
+                    items.map(|item| (DeliveryId { shard: item.shard, offset: item.offset }, origin(item)));
+                subscription.origins.extend(origins);
                 session.deliver(now, deliver);
             }
             Frame::LeaseLost(lost) => session.lease_lost(&lost),
@@ -128,16 +138,16 @@ impl ConsumerProcess {
         self.subscriptions.iter().filter_map(|subscription| subscription.session.next_wake()).min()
     }
 
-    /// The next message for the application: of which subscription, in which group, given out in which reign, what.
+    /// The next message for the application: of which subscription, in which group, where it came from, what.
     /// To be asked after all that arrived, until there is none.
-    pub fn next_delivery(&mut self) -> Option<(usize, usize, Term, Delivery)> {
+    pub fn next_delivery(&mut self) -> Option<(usize, usize, Origin, Delivery)> {
         self.subscriptions.iter_mut().enumerate().find_map(|(index, subscription)| {
             let Some(delivery) = subscription.session.next_delivery() else {
-                subscription.terms.clear();
+                subscription.origins.clear();
                 return None;
             };
-            let term = subscription.terms.get(&delivery.id).copied().unwrap_or(Term(0));
-            Some((index, subscription.wanted.number, term, delivery))
+            let origin = *subscription.origins.get(&delivery.id).expect("noted when it came");
+            Some((index, subscription.wanted.number, origin, delivery))
         })
     }
 

@@ -4,7 +4,7 @@
 use swarmmq_protocol::limits::RECLAIM_WINDOW;
 
 use super::Case;
-use crate::history::Wish;
+use crate::{clock::MILLISECOND, history::Wish};
 
 pub(super) fn judge(case: &Case<'_>) -> Vec<String> {
     let mut doubled = Vec::new();
@@ -26,8 +26,13 @@ pub(super) fn judge(case: &Case<'_>) -> Vec<String> {
             }
             if second.attempt <= first.attempt {
                 doubled.push(format!(
-                    "{id} was given to group {group} as attempt {} after attempt {}",
-                    second.attempt.0, first.attempt.0
+                    "{id} was given to group {group} as attempt {} in reign {} at {} ms after attempt {} in reign {} at {} ms",
+                    second.attempt.0,
+                    second.term.0,
+                    second.at / MILLISECOND,
+                    first.attempt.0,
+                    first.term.0,
+                    first.at / MILLISECOND
                 ));
             }
             let reign = case.history.reigns.get(&(second.shard, second.term));
@@ -39,9 +44,11 @@ pub(super) fn judge(case: &Case<'_>) -> Vec<String> {
             });
             if first.term < second.term && second.at < began + window && !given_back {
                 doubled.push(format!(
-                    "{id} was given to group {group} again {} ms after reign {} began: its holder could not claim it back",
-                    second.at.saturating_sub(began) / 1_000_000,
-                    second.term.0
+                    "{id} was given to group {group} again {} ms after reign {} began: who had it since {} ms in reign {} could not claim it back",
+                    second.at.saturating_sub(began) / MILLISECOND,
+                    second.term.0,
+                    first.at / MILLISECOND,
+                    first.term.0
                 ));
             }
         }

@@ -27,7 +27,7 @@ pub const CHAOS_TIME_MAX: u64 = 300 * SECOND;
 pub const DRAIN_TIME_MAX: u64 = 400 * SECOND;
 
 /// How many machines a run has: one is drawn.
-const HOSTS: &[usize] = &[1];
+const HOSTS: &[usize] = &[1, 3, 5, 5, 5];
 
 /// Role bit: takes client connections.
 pub const ROLE_INGRESS: u8 = 1;

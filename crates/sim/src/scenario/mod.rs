@@ -6,7 +6,7 @@ use swarmmq_engine::node::bug::Bugs;
 
 use crate::{
     clock::SECOND,
-    plan::{CHAOS_TIME_MAX, Fault, Plan},
+    plan::{CHAOS_TIME_MAX, Fault, Plan, ROLE_INGRESS, ROLE_ROUTER, ROLE_STORE},
 };
 
 /// One story.
@@ -35,6 +35,14 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "connections that break before anything is settled", plan: cuts_before_settlements },
     Scenario { name: "syncs that fail, and what was half written then", plan: failed_syncs },
     Scenario { name: "rot found at every restart", plan: rot_at_every_restart },
+    Scenario { name: "leaders killed while publishes are in flight", plan: leaders_killed },
+    Scenario { name: "a leader in a minority, with clients on both sides", plan: leaders_cut_off },
+    Scenario { name: "power cuts of all nodes at once", plan: power_cuts },
+    Scenario { name: "a node that loses its disk and comes back", plan: wiped_disks },
+    Scenario { name: "a leader that is stopped, deposed and goes on", plan: leaders_stopped },
+    Scenario { name: "one way between a leader and a follower is a black hole", plan: black_holes },
+    Scenario { name: "a node joins under load, and another is lost for good", plan: one_comes_and_one_goes },
+    Scenario { name: "two nodes take connections and three hold the shards", plan: doors_and_stores },
 ];
 
 /// A plan for one node with only these faults, each at its own pace.
@@ -45,6 +53,8 @@ fn only(seed: u64, faults: &[(Fault, u64)]) -> Plan {
 /// A plan for several nodes with only these faults, each at its own pace.
 fn among(hosts: usize, seed: u64, faults: &[(Fault, u64)]) -> Plan {
     let mut plan = Plan::new(seed, Bugs::NONE).with_hosts(hosts);
+    plan.loses_one = false;
+    plan.settles_first = true;
     plan.faults = faults
         .iter()
         .flat_map(|(fault, pause)| (1..CHAOS_TIME_MAX / pause).map(move |n| (n * pause, *fault)))
@@ -91,6 +101,50 @@ fn failed_syncs() -> Plan {
 
 fn rot_at_every_restart() -> Plan {
     only(107, &[(Fault::BitFlip, 4 * SECOND), (Fault::ReadFlip, 9 * SECOND)])
+}
+
+fn leaders_killed() -> Plan {
+    let mut plan = among(5, 201, &[(Fault::CrashLeader, 3 * SECOND)]);
+    plan.quiet.clear();
+    plan
+}
+
+fn leaders_cut_off() -> Plan {
+    among(5, 202, &[(Fault::PartitionLeader, 8 * SECOND)])
+}
+
+fn power_cuts() -> Plan {
+    let mut plan = among(5, 203, &[(Fault::PowerCut, 7 * SECOND)]);
+    plan.torn_writes = true;
+    plan.quiet.clear();
+    plan
+}
+
+fn wiped_disks() -> Plan {
+    among(5, 204, &[(Fault::Wipe, 6 * SECOND), (Fault::Crash, 11 * SECOND)])
+}
+
+fn leaders_stopped() -> Plan {
+    among(3, 205, &[(Fault::PauseLeader, 5 * SECOND)])
+}
+
+fn black_holes() -> Plan {
+    among(3, 206, &[(Fault::BlackHole, 6 * SECOND)])
+}
+
+fn one_comes_and_one_goes() -> Plan {
+    let mut plan = among(6, 207, &[(Fault::Crash, 9 * SECOND), (Fault::LinkCut, 5 * SECOND)]);
+    plan.hosts[5].comes_at = 5 * SECOND;
+    plan.loses_one = true;
+    plan
+}
+
+fn doors_and_stores() -> Plan {
+    let mut plan = among(5, 208, &[(Fault::Crash, 6 * SECOND), (Fault::Cut, 4 * SECOND)]);
+    for (index, host) in plan.hosts.iter_mut().enumerate() {
+        host.roles = if index < 3 { ROLE_ROUTER | ROLE_STORE } else { ROLE_INGRESS };
+    }
+    plan
 }
 
 #[cfg(test)]

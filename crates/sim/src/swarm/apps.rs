@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use swarmmq_protocol::{
     frame::{SettleAction, StartAt},
-    id::{Address, ConsumerId, GroupName, ShardId, Term},
+    id::{Address, ConsumerId, GroupName, ShardId},
     limits::RECLAIM_WINDOW,
     session::{
         consumer::{DeliveryId, Handout},
@@ -16,7 +16,7 @@ use super::{Event, Phase, Swarm};
 use crate::{
     client::{
         Client, Role,
-        consumer::{ConsumerProcess, Wanted},
+        consumer::{ConsumerProcess, Origin, Wanted},
         producer::{Item, ProducerProcess},
     },
     clock::{Clock, MILLISECOND, SECOND, instant, virtual_time},
@@ -171,7 +171,8 @@ impl Swarm {
         while let Some(delivery) = consumer.next_delivery() {
             deliveries.push(delivery);
         }
-        for (subscription, group, term, delivery) in deliveries {
+        for (subscription, group, origin, delivery) in deliveries {
+            let term = origin.term;
             let id = delivery.id;
             let address = self.address_of(group);
             let opened = self.opener.open_from(&address, id.shard, &delivery.sealed).ok();
@@ -181,7 +182,10 @@ impl Swarm {
                 self.history.violation("invention", format!("{id:?} is no sealed message"));
                 continue;
             };
-            self.trace.step(self.at, "given", [client as u64, id.offset.0, u64::from(delivery.attempt.0)]);
+            // Shard and offset side by side, and so reign and attempt.
+            let place = u64::from(id.shard.0) * 1_000_000 + id.offset.0;
+            let which = term.0 << 16 | u64::from(delivery.attempt.0);
+            self.trace.step(self.at, "given", [client as u64, place, which]);
             let given = self.history.given.len();
             self.history.given.push(Given {
                 step: self.trace.steps(),
@@ -193,7 +197,7 @@ impl Swarm {
                 shard: id.shard,
                 offset: id.offset,
                 attempt: delivery.attempt,
-                late: self.is_late(group, id.shard, term),
+                late: self.is_late(group, id.shard, origin),
                 hash: opened.map(|opened| hash(&opened.body)),
                 dead_reason: delivery.reason,
                 wish: None,
@@ -214,11 +218,12 @@ impl Swarm {
         if group.dead { address.dead_letter().expect("a short name") } else { address.clone() }
     }
 
-    /// Whether what arrives now from the reign `term` over `shard` may have been given to others while it travelled.
-    fn is_late(&self, group: usize, shard: ShardId, term: Term) -> bool {
-        let next = self.history.next_reign(shard, term);
+    /// Whether what arrives now from `shard` may have been given to others since: while it travelled, or waited on the
+    /// way for room.
+    fn is_late(&self, group: usize, shard: ShardId, origin: Origin) -> bool {
+        let next = self.history.next_reign(shard, origin.term);
         let reclaimed = next.is_some_and(|next| self.at - next.at >= RECLAIM_WINDOW.as_nanos() as u64);
-        reclaimed || self.at - self.sent_at >= self.lease_of(group)
+        reclaimed || self.at - self.sent_at >= self.lease_of(group).min(origin.lease.as_nanos() as u64)
     }
 
     fn lease_of(&self, group: usize) -> u64 {

@@ -1,6 +1,6 @@
 //! What goes wrong, one kind after the other, and how everything is mended before the drain.
 
-use super::{Event, Swarm};
+use super::{Event, Swarm, links::pair, network::Slowness};
 use crate::{
     client::Role,
     clock::{MILLISECOND, SECOND},
@@ -21,6 +21,12 @@ impl Swarm {
             | Fault::SyncError
             | Fault::ReadFlip
             | Fault::BitFlip => self.disk_fault(fault),
+            Fault::LinkCut
+            | Fault::BlackHole
+            | Fault::LinkSlow
+            | Fault::LinkFlap
+            | Fault::Partition
+            | Fault::PartitionLeader => self.link_fault(fault),
             _ => self.host_fault(fault),
         };
         *self.faults.entry(fault).or_default() += u64::from(happened);
@@ -96,9 +102,92 @@ impl Swarm {
                 let by = self.chaos.between(1000, 3_600_000) as i64;
                 self.hosts[host].clock.jump(if self.chaos.chance(500) { by } else { -by });
             }
+            Fault::Wipe => return self.wipe_one(host),
             _ => return false,
         }
         true
+    }
+
+    /// Fewer than half of the disks are lost in a run, each only when everything has all its copies.
+    fn wipe_one(&mut self, host: usize) -> bool {
+        let few = self.wiped < (self.hosts.len() - 1) / 2;
+        let safe = few && self.hosts.len() >= 3 && self.shortage().is_none();
+        if safe {
+            self.wiped += 1;
+            self.wipe(host);
+        }
+        safe
+    }
+
+    fn link_fault(&mut self, fault: Fault) -> bool {
+        let count = self.hosts.len() as u64;
+        if count < 2 {
+            return false;
+        }
+        let from = self.chaos.below(count) as usize;
+        let to = (from + self.chaos.between(1, count) as usize) % self.hosts.len();
+        match fault {
+            Fault::LinkCut => {
+                let time = self.outage();
+                self.cut_link(pair(from, to), time);
+            }
+            Fault::BlackHole => {
+                let time = self.outage();
+                self.open_hole(from, to, time);
+                if self.chaos.chance(300) {
+                    self.open_hole(to, from, time);
+                }
+            }
+            Fault::LinkSlow => {
+                let until = self.at + self.chaos.between(SECOND, 8 * SECOND);
+                let by = self.chaos.between(SECOND / 20, 3 * SECOND);
+                self.slow_way(from, to, Slowness { until, by });
+            }
+            Fault::LinkFlap => {
+                let mut at = 0;
+                for _ in 0..self.chaos.between(3, 12) {
+                    let time = self.chaos.between(SECOND / 20, SECOND);
+                    self.after(at, Event::LinkCut { pair: pair(from, to), time });
+                    at += time + self.chaos.between(SECOND / 10, 3 * SECOND);
+                }
+            }
+            Fault::PartitionLeader => match self.some_leader() {
+                Some(leader) => self.partition(leader),
+                None => return false,
+            },
+            _ => self.partition(from),
+        }
+        true
+    }
+
+    fn outage(&mut self) -> u64 {
+        if self.chaos.chance(200) {
+            self.chaos.between(5 * SECOND, 30 * SECOND)
+        } else {
+            self.chaos.between(SECOND / 5, 5 * SECOND)
+        }
+    }
+
+    /// `one`, and perhaps others, but fewer than half, are on their own.
+    fn partition(&mut self, one: usize) {
+        let count = self.hosts.len();
+        let size = self.chaos.between(1, (count as u64 - 1) / 2 + 1).max(1) as usize;
+        let minority: Vec<usize> = (0..size).map(|n| (one + n) % count).collect();
+        let time = self.outage();
+        // They may hear of it, or not; or one side may still hear the other.
+        let way = self.chaos.below(4);
+        for inside in &minority {
+            for outside in (0..count).filter(|host| !minority.contains(host)) {
+                match way {
+                    0 | 1 => self.cut_link(pair(*inside, outside), time),
+                    2 => {
+                        self.open_hole(*inside, outside, time);
+                        self.open_hole(outside, *inside, time);
+                    }
+                    _ => self.open_hole(*inside, outside, time),
+                }
+            }
+        }
     }
 
     /// A host whose node runs.
@@ -168,6 +257,7 @@ impl Swarm {
             self.turn_by(host, self.at);
             self.after(6 * SECOND, Event::Space { host, free: true });
         }
+        self.mend_links();
         self.gather_late_groups();
     }
 }

@@ -3,11 +3,14 @@
 //! Absent here: how its process dies and comes back (`life`), what connects it with clients (`network`) and with other
 //! nodes (`links`), and whether what it does is right (`watch`).
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
-use swarmmq_engine::node::{Config, ConnectionId, Effects, Input, Node, Now};
+use swarmmq_engine::node::{Addresses, Config, ConnectionId, Effects, Input, Node, Now};
 use swarmmq_protocol::{
     frame::FrameKind,
     id::{ClusterId, NodeId, Term},
+    packet::Class,
 };
 use swarmmq_seal::ClientKeyring;
 
@@ -37,6 +40,11 @@ pub(super) enum Arrival {
         connection: u64,
     },
     Input(Input),
+    /// A packet, and when its origin sent it.
+    Packet {
+        since: u64,
+        input: Input,
+    },
 }
 
 /// Where a node runs.
@@ -68,8 +76,10 @@ pub(super) struct Host {
     /// Space for the log.
     pub(super) free_bytes: u64,
     pub(super) node: Option<Node>,
-    /// In which reign it serves which shard, as of its latest turn, and how far it has applied.
-    pub(super) serving: Vec<(Option<Term>, u64)>,
+    /// Hosts that it wants links with.
+    pub(super) wanted: BTreeSet<usize>,
+    /// In which reign it serves which shard, as of its latest turn, how far it has applied, and who holds the shard then.
+    pub(super) serving: Vec<(Option<Term>, u64, u64)>,
     pub(super) rng: Rng,
     pub(super) inbox: Vec<Arrival>,
     pub(super) turn_at: Option<u64>,
@@ -82,16 +92,16 @@ impl Host {
             cluster: ClusterId(0x5157_4d51),
             node: node_id(index),
             incarnation: index as u64 + 1,
+            boot: 0,
+            founder: index == 0,
+            replicas: plan.replicas,
+            roles: planned.roles,
+            addresses: Addresses { peer: format!("host{}", index + 1), ..Addresses::default() },
             shard_count: plan.shards,
             access_token: keyring.access_token(),
             admission_key: keyring.admission_key(),
             segment_bytes: plan.segment_bytes,
             cache_bytes_max: plan.cache_bytes,
-            boot: 1,
-            founder: true,
-            replicas: 3,
-            roles: 7,
-            addresses: swarmmq_engine::node::Addresses::default(),
             horizon_ahead: plan.horizon_ahead,
             reserve_bytes: RESERVE_BYTES,
             seed: plan.seed,
@@ -115,6 +125,7 @@ impl Host {
             flip: None,
             free_bytes: u64::MAX,
             node: None,
+            wanted: BTreeSet::new(),
             serving: Vec::new(),
             rng: Rng::new(plan.seed ^ (index as u64) << 32, Stream::Disk),
             inbox: Vec::new(),
@@ -175,7 +186,14 @@ impl Swarm {
         if arrivals.is_empty() {
             node.handle(now, Input::Woken);
         }
+        // Deliveries that are only handed on were sent earlier.
+        let mut since = self.at;
         for arrival in arrivals {
+            if let Arrival::Packet { since: sent_at, input: Input::Packet { packet, .. } } = &arrival
+                && packet.class == Class::Delivery
+            {
+                since = since.min(*sent_at);
+            }
             self.hand_in(&mut node, now, arrival);
         }
         let mut effects = Effects::default();
@@ -184,7 +202,7 @@ impl Swarm {
         let wake = node.next_wake().map(virtual_time);
         self.hosts[host].node = Some(node);
         let drained = effects.drained;
-        self.carry_out(host, effects);
+        self.carry_out(host, effects, since);
         if let Some(wake) = wake {
             self.turn_by(host, wake.max(self.at + 10_000));
         }
@@ -195,7 +213,7 @@ impl Swarm {
 
     fn hand_in(&mut self, node: &mut Node, now: Now, arrival: Arrival) {
         match arrival {
-            Arrival::Input(input) => node.handle(now, input),
+            Arrival::Input(input) | Arrival::Packet { input, .. } => node.handle(now, input),
             Arrival::Connected { connection, nonce } => {
                 node.handle(now, Input::Connected { connection: ConnectionId(connection), nonce });
             }
@@ -232,7 +250,7 @@ impl Swarm {
         }
     }
 
-    fn carry_out(&mut self, host: usize, effects: Effects) {
+    fn carry_out(&mut self, host: usize, effects: Effects, since: u64) {
         let boot = self.hosts[host].boot;
         if let Some(append) = effects.append {
             for write in &append.writes {
@@ -269,7 +287,14 @@ impl Swarm {
             self.hosts[host].disk.release(segment);
         }
         for (connection, bytes) in effects.sends {
-            self.send_to_client(connection.0, bytes);
+            self.send_to_client(connection.0, bytes, since);
+        }
+        for (to, packet) in effects.packets {
+            let since = if packet.hop > 0 { since } else { self.at };
+            self.send_packet(host, to, packet, since);
+        }
+        if let Some(peers) = effects.peers {
+            self.want(host, &peers);
         }
         for connection in effects.closes {
             self.node_leaves(connection.0);

@@ -1,11 +1,13 @@
 //! How a node's process ends and begins: crashes, drains, pauses, lost disks, and starts from what a disk holds.
 
+use std::collections::BTreeSet;
+
 use swarmmq_engine::{log::Verdict, node::Input, node::RestoreError};
 
 use super::{Event, Phase, Swarm, host::Arrival};
 use crate::{
     clock::{MILLISECOND, SECOND},
-    disk::Landing,
+    disk::{Disk, Landing},
 };
 
 /// A drain that takes longer is ended by force.
@@ -70,6 +72,7 @@ impl Swarm {
         let of_it = self.connections.iter().filter(|(_, connection)| connection.host == host);
         let open: Vec<u64> = of_it.map(|(number, _)| *number).collect();
         open.into_iter().for_each(|connection| self.node_leaves(connection));
+        self.links_of_the_dead(host);
     }
 
     /// Nothing is processed for a while; what arrives waits.
@@ -78,8 +81,26 @@ impl Swarm {
         self.hosts[host].paused_until = self.at + time;
     }
 
+    /// The machine loses its disk and gets an empty one, which is another life.
+    pub(super) fn wipe(&mut self, host: usize) {
+        let segment_bytes = self.plan.segment_bytes;
+        if self.hosts[host].is_up() {
+            self.die(host);
+        }
+        let state = &mut self.hosts[host];
+        state.disk = Disk::new(segment_bytes);
+        state.flip = None;
+        state.flip_next = false;
+        state.config.incarnation += 1000;
+        state.config.founder = false;
+        self.note("wiped", host as u64, self.hosts[host].config.incarnation, 0);
+        let pause = self.chaos.between(10, 4000) * MILLISECOND;
+        self.after(pause, Event::Start { host });
+    }
+
     /// Starts a node from what its disk holds.
     pub(super) fn start(&mut self, host: usize) {
+        let many = self.hosts.len() > 1;
         let state = &mut self.hosts[host];
         if state.is_up() || state.gone {
             return;
@@ -90,6 +111,10 @@ impl Swarm {
         let now = state.clock.now(self.at);
         let flip = state.flip.take();
         state.boot += 1;
+        state.config.boot = state.boot;
+        // Who was never told of others begins with the seed.
+        let seed = usize::from(host == 0);
+        state.wanted = if many { BTreeSet::from([seed]) } else { BTreeSet::new() };
         match state.disk.restore(&state.config, now) {
             Ok((node, verdict)) => {
                 self.torn += u64::from(matches!(verdict, Verdict::Torn { .. }));
@@ -100,6 +125,7 @@ impl Swarm {
                 self.forget_connections();
                 self.arrive(host, Arrival::Input(Input::DiskSpace { free_bytes }));
                 self.turn_by(host, self.at);
+                self.connect_all(host);
             }
             Err(RestoreError::Corrupt { .. }) if flip.is_some() => {
                 self.note("log refused", host as u64, 0, 0);

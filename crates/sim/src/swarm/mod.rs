@@ -1,23 +1,34 @@
 //! A cluster of nodes with their disks, its clients and everything between them, in one thread and in virtual time.
 //!
 //! The queue of events is the only thing that moves time. `host` runs a node, `life` ends and starts its process, `network`
-//! carries bytes of clients, `apps` is what programs do with the client's sessions, `faults` breaks things, `watch` judges
+//! carries bytes of clients, `links` packets between nodes, `apps` is what programs do with the client's sessions, `faults` breaks things, `watch` judges
 //! while all that goes on.
 
 mod apps;
 mod faults;
 mod host;
 mod life;
+mod links;
 mod network;
 mod watch;
 
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
-use swarmmq_protocol::{admin::AdminRequest, id::ShardId, session::consumer::DeliveryId, time::WallTime};
+use swarmmq_protocol::{
+    admin::AdminRequest,
+    id::ShardId,
+    packet::Packet,
+    session::{consumer::DeliveryId, peer::PeerHello},
+    time::WallTime,
+};
 use swarmmq_seal::{ClientKeyring, Opener};
 
-use self::{host::Host, network::Connection};
+use self::{
+    host::Host,
+    links::{Link, Pair},
+    network::Connection,
+};
 use crate::{
     client::{Client, Role, operator::Operator},
     clock::{Clock, MILLISECOND, SECOND},
@@ -31,6 +42,10 @@ use crate::{
 const LOOK_PAUSE: u64 = 250 * MILLISECOND;
 /// Time after the last message was settled in which nothing may come back.
 const AFTERMATH: u64 = 3 * SECOND;
+/// Time between the end of the clients and that of the nodes.
+const FAREWELL_TIME: u64 = SECOND;
+/// All nodes together must come back within that.
+const REBIRTH_TIME_MAX: u64 = 60 * SECOND;
 /// Setting up without faults must not take longer.
 const SETUP_TIME_MAX: u64 = 60 * SECOND;
 /// More steps than any run needs: whoever gets here spins.
@@ -108,6 +123,39 @@ enum Event {
         id: DeliveryId,
         given: usize,
     },
+    /// Two nodes try to connect.
+    Meet {
+        pair: Pair,
+    },
+    /// One end of a link between nodes hears that it is up.
+    LinkUp {
+        host: usize,
+        boot: u64,
+        other: usize,
+        session: u64,
+        hello: Box<PeerHello>,
+    },
+    LinkDown {
+        host: usize,
+        boot: u64,
+        other: usize,
+        session: u64,
+    },
+    LinkCut {
+        pair: Pair,
+        time: u64,
+    },
+    GiveUp {
+        pair: Pair,
+        session: u64,
+    },
+    Packet {
+        host: usize,
+        from: usize,
+        session: u64,
+        since: u64,
+        packet: Packet,
+    },
     Fault(Fault),
     Look,
 }
@@ -116,8 +164,21 @@ enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Setup,
-    Chaos { since: u64 },
-    Drain { since: u64, empty_since: Option<u64> },
+    Chaos {
+        since: u64,
+    },
+    Drain {
+        since: u64,
+        empty_since: Option<u64>,
+    },
+    /// Clients are gone, everybody is about to lose power.
+    Farewell {
+        since: u64,
+    },
+    /// Everybody lost power and comes back.
+    Rebirth {
+        since: u64,
+    },
     Over,
 }
 
@@ -144,6 +205,14 @@ pub struct Swarm {
     phase: Phase,
     hosts: Vec<Host>,
     digests: BTreeMap<(ShardId, u64), ([u8; 32], usize)>,
+    links: BTreeMap<Pair, Link>,
+    next_session: u64,
+    /// Disks lost so far.
+    wiped: usize,
+    /// The host that is gone for good.
+    lost: Option<usize>,
+    /// States of the leaders before everybody lost power.
+    legacy: Vec<[u8; 32]>,
     connections: BTreeMap<u64, Connection>,
     next_connection: u64,
     clients: Vec<Client>,
@@ -180,6 +249,11 @@ impl Swarm {
             phase: Phase::Setup,
             hosts,
             digests: BTreeMap::new(),
+            links: BTreeMap::new(),
+            next_session: 0,
+            wiped: 0,
+            lost: None,
+            legacy: Vec::new(),
             connections: BTreeMap::new(),
             next_connection: 1,
             clients: Vec::new(),
@@ -272,6 +346,20 @@ impl Swarm {
             Event::Handled { client, life, subscription, id, given } => {
                 self.handled(client, life, subscription, id, given);
             }
+            Event::Meet { pair } => self.meet(pair),
+            Event::LinkUp { host, boot, other, session, hello } => {
+                self.link_up((host, boot), other, session, *hello);
+            }
+            Event::LinkDown { host, boot, other, session } => self.link_down((host, boot), other, session),
+            Event::LinkCut { pair, time } => {
+                if matches!(self.phase, Phase::Chaos { .. }) {
+                    self.cut_link(pair, time);
+                }
+            }
+            Event::GiveUp { pair, session } => self.give_up(pair, session),
+            Event::Packet { host, from, session, since, packet } => {
+                self.packet_arrives(host, from, session, since, packet);
+            }
             Event::Fault(fault) => {
                 if matches!(self.phase, Phase::Chaos { .. }) {
                     self.fault(fault);
@@ -288,10 +376,14 @@ impl Swarm {
                 let created = matches!(&self.clients[0].role, Role::Operator(operator) if operator.is_done());
                 if created && self.clients.len() == 1 {
                     self.open_shop();
-                } else if created && self.consumers_active() {
+                } else if created
+                    && self.consumers_active()
+                    && (!self.plan.settles_first || self.shortage().is_none())
+                {
                     self.begin_chaos();
                 } else if self.at > SETUP_TIME_MAX {
-                    self.history.violation("liveness", "setting up takes too long".to_owned());
+                    let why = self.shortage().unwrap_or_default();
+                    self.history.violation("liveness", format!("setting up takes too long: {why}"));
                     self.phase = Phase::Over;
                 }
             }
@@ -304,6 +396,7 @@ impl Swarm {
                 }
             }
             Phase::Drain { since, empty_since } => {
+                self.lose_one();
                 let unfinished = self.unfinished();
                 let late = self.at - since > DRAIN_TIME_MAX;
                 let empty_since = if unfinished.is_none() { empty_since.or(Some(self.at)) } else { None };
@@ -312,7 +405,21 @@ impl Swarm {
                     self.history.violation("liveness", what);
                     self.phase = Phase::Over;
                 } else if empty_since.is_some_and(|empty| self.at - empty >= AFTERMATH) {
-                    (0..self.hosts.len()).for_each(|host| self.judge_replay(host, "at the end"));
+                    self.part();
+                }
+            }
+            Phase::Farewell { since } => {
+                if self.at - since >= FAREWELL_TIME {
+                    self.reboot();
+                }
+            }
+            Phase::Rebirth { since } => {
+                let missing = self.discord();
+                if missing.is_none() {
+                    self.judge_legacy();
+                    self.phase = Phase::Over;
+                } else if let Some(what) = missing.filter(|_| self.at - since > REBIRTH_TIME_MAX) {
+                    self.history.violation("liveness", format!("after a power cut of all: {what}"));
                     self.phase = Phase::Over;
                 }
             }
@@ -349,6 +456,43 @@ impl Swarm {
         }
     }
 
+    /// When everything has all its copies again, one node may be lost for good.
+    fn lose_one(&mut self) {
+        if self.plan.loses_one && self.lost.is_none() && self.shortage().is_none() {
+            let host = self.chaos.below(self.hosts.len() as u64) as usize;
+            self.hosts[host].gone = true;
+            self.die(host);
+            self.lost = Some(host);
+        }
+    }
+
+    /// Everything is done. A single node is compared with one rebuilt from its disk; of many, clients take their leave
+    /// before all lose power.
+    fn part(&mut self) {
+        if self.hosts.len() == 1 {
+            self.judge_replay(0, "at the end");
+            self.phase = Phase::Over;
+            return;
+        }
+        self.note("farewell", 0, 0, 0);
+        for client in 0..self.clients.len() {
+            self.clients[client].life += 1;
+            if let Some(connection) = self.clients[client].connection.take() {
+                self.client_leaves(connection);
+            }
+        }
+        self.phase = Phase::Farewell { since: self.at };
+    }
+
+    /// Everybody loses power at once and comes back; what leaders knew must be known again.
+    fn reboot(&mut self) {
+        self.legacy = self.states();
+        for host in 0..self.hosts.len() {
+            self.kill_for(host, (host as u64 + 1) * 10 * MILLISECOND);
+        }
+        self.phase = Phase::Rebirth { since: self.at };
+    }
+
     /// What keeps the drain from being complete.
     fn unfinished(&self) -> Option<String> {
         let mut open = 0;
@@ -369,8 +513,15 @@ impl Swarm {
             Ok(found) => found,
             Err(why) => return Some(why),
         };
-        (open > 0 || held > 0 || depth > 0).then(|| {
-            format!("{open} messages of open fate, {held} held by consumers, {depth} in queues; {left}")
-        })
+        if open > 0 || held > 0 || depth > 0 {
+            return Some(format!(
+                "{open} messages of open fate, {held} held by consumers, {depth} in queues; {left}"
+            ));
+        }
+        if self.plan.loses_one && self.lost.is_none() {
+            return Some(format!("no node could be spared: {}", self.shortage().unwrap_or_default()));
+        }
+        let shortage = if self.lost.is_none() { self.shortage() } else { None };
+        shortage.or_else(|| self.discord())
     }
 }

@@ -17,32 +17,37 @@ use swarmmq_protocol::{
     time::WallTime,
 };
 
-use super::Swarm;
+use super::{Swarm, host::Host};
 use crate::{
-    clock::{MILLISECOND, SECOND, virtual_time},
+    clock::{Clock, MILLISECOND, SECOND, virtual_time},
+    disk::Disk,
     history::Reign,
+    plan::ROLE_STORE,
 };
 
 /// Virtual time a rebuilt node may take to serve.
 const REBUILD_TIME_MAX: u64 = 30 * SECOND;
 /// States are compared at every so manieth entry.
 const SAMPLED: u64 = 32;
+/// Entries that a replica may be behind and still count as up to date while work goes on.
+const LAG_MAX: u64 = 50;
 
 impl Swarm {
     /// Looks at a node after its turn.
     pub(super) fn watch(&mut self, host: usize, node: &Node) {
         let mut serving = std::mem::take(&mut self.hosts[host].serving);
-        serving.resize(node.shards().len(), (None, 0));
+        serving.resize(node.shards().len(), (None, 0, 0));
         for (shard, before) in node.shards().iter().zip(&mut serving) {
             let term = shard.is_serving().then(|| shard.term());
             let applied = shard.state().applied;
-            if *before == (term, applied) {
+            if (before.0, before.1) == (term, applied) {
                 continue;
             }
             if let Some(term) = term.filter(|_| term != before.0) {
                 self.crown(host, shard.id(), term);
             }
-            if applied < before.1 {
+            // Who belongs to the group no more forgets what it held.
+            if applied < before.1 && !shard.state().conf.is_empty() {
                 let what = format!(
                     "node {} went back from entry {} to {applied} of shard {}",
                     host + 1,
@@ -54,7 +59,11 @@ impl Swarm {
             if applied != before.1 && applied.is_multiple_of(SAMPLED) {
                 self.compare(host, shard);
             }
-            *before = (term, applied);
+            let group = group_code(shard);
+            if group != before.2 {
+                self.note("group", host as u64, u64::from(shard.id().0) << 32 | applied, group);
+            }
+            *before = (term, applied, group);
         }
         self.hosts[host].serving = serving;
     }
@@ -152,7 +161,86 @@ impl Swarm {
         Ok((depth, left.unwrap_or_else(|| "no queue has any".to_owned())))
     }
 
-    /// Replay = live: a node rebuilt from its disk has the same state as the one that runs.
+    /// Which shard lacks a copy, and why; `None`: every one has all its copies, up to date and on living disks.
+    pub(super) fn shortage(&self) -> Option<String> {
+        let leaders = match self.leaders() {
+            Ok(leaders) => leaders,
+            Err(why) => return Some(why),
+        };
+        let there = |host: &&Host| host.planned.roles & ROLE_STORE != 0 && host.boot > 0 && !host.gone;
+        let stores = self.hosts.iter().filter(there).count();
+        let copies = usize::from(self.plan.replicas).min(if stores < 3 { 1 } else { stores });
+        leaders.iter().find_map(|(host, leader)| {
+            let conf = &leader.state().conf;
+            let (shard, applied) = (leader.id().0, leader.state().applied);
+            if conf.voters.len() < copies {
+                return Some(format!(
+                    "shard {shard}, led by node {}, has {} voters and {} learners, of {copies}",
+                    host + 1,
+                    conf.voters.len(),
+                    conf.learners.len()
+                ));
+            }
+            conf.voters.iter().find_map(|voter| match self.replica(*voter, leader) {
+                None => Some(format!("voter {voter:x} of shard {shard} is no more")),
+                Some((host, replica)) => {
+                    let has = replica.state().applied;
+                    (has + LAG_MAX < applied)
+                        .then(|| format!("node {} has {has} of {applied} entries of shard {shard}", host + 1))
+                }
+            })
+        })
+    }
+
+    /// The living replica with this name of the leader's shard.
+    fn replica(&self, name: u64, leader: &Shard) -> Option<(usize, &Shard)> {
+        let host = ((name >> 48) as usize).checked_sub(1)?;
+        let state = self.hosts.get(host)?;
+        let node = state.node.as_ref().filter(|_| state.config.incarnation == name & 0xffff_ffff_ffff)?;
+        node.shards().iter().find(|shard| shard.id() == leader.id()).map(|shard| (host, shard))
+    }
+
+    /// Which living replica is not where its leader is, and why; `None`: all are, and have the same state.
+    pub(super) fn discord(&self) -> Option<String> {
+        let leaders = match self.leaders() {
+            Ok(leaders) => leaders,
+            Err(why) => return Some(why),
+        };
+        leaders.iter().find_map(|(_, leader)| {
+            let state = leader.state();
+            let members = state.conf.voters.iter().chain(&state.conf.learners);
+            let replicas: Vec<_> = members.filter_map(|name| self.replica(*name, leader)).collect();
+            let behind = replicas.iter().find(|(_, replica)| replica.state().applied != state.applied);
+            if let Some((host, replica)) = behind {
+                let (has, of, shard) = (replica.state().applied, state.applied, leader.id().0);
+                return Some(format!("node {} is at entry {has} of {of} of shard {shard}", host + 1));
+            }
+            let digest = state.digest();
+            let other = replicas.iter().find(|(_, replica)| replica.state().digest() != digest);
+            other.map(|(host, _)| format!("node {} has another shard {}", host + 1, leader.id().0))
+        })
+    }
+
+    /// One digest per shard, of its leader.
+    pub(super) fn states(&self) -> Vec<[u8; 32]> {
+        self.leaders()
+            .map(|leaders| leaders.iter().map(|(_, shard)| digest(shard)).collect())
+            .unwrap_or_default()
+    }
+
+    /// What everybody knows after a power cut of all is what leaders knew before.
+    pub(super) fn judge_legacy(&mut self) {
+        let states = self.states();
+        self.replays += 1;
+        let different = self.legacy.iter().zip(&states).filter(|(a, b)| a != b).count();
+        if different > 0 || states.len() != self.legacy.len() {
+            let what = format!("after a power cut of all, {different} shards are not as they were");
+            self.history.violation("replay", what);
+        }
+    }
+
+    /// Replay = live: a node rebuilt from its disk has the same state as the one that runs. One of many cannot know alone
+    /// what is committed: only what it knows as far as the living one is compared.
     pub(super) fn judge_replay(&mut self, host: usize, when: &str) {
         let state = &self.hosts[host];
         let Some(node) = &state.node else { return };
@@ -160,42 +248,57 @@ impl Swarm {
             // After a failed write the disk may hold what the node never learned.
             return;
         }
-        let live = digests(node);
         let mut disk = state.disk.clone();
         disk.sync();
-        let mut at = self.at;
-        let mut node = match disk.restore(&state.config, state.clock.now(at)) {
+        let mut rebuilt = match disk.restore(&state.config, state.clock.now(self.at)) {
             Ok((node, _)) => node,
             Err(error) => {
                 self.history.violation("replay", format!("{when}, the log cannot be read: {error}"));
                 return;
             }
         };
-        while !node.report().ready && at < self.at + REBUILD_TIME_MAX {
-            let now = state.clock.now(at);
-            node.handle(now, Input::Woken);
-            let mut effects = Effects::default();
-            node.flush(now, &mut effects);
-            if let Some(append) = effects.append {
-                disk.write(append);
-                let batch = disk.sync().expect("just written");
-                node.handle(now, Input::Synced { batch });
-            } else {
-                at = node
-                    .next_wake()
-                    .map_or(at + MILLISECOND, |wake| virtual_time(wake).max(at + MILLISECOND));
-            }
+        let alone = self.hosts.len() == 1;
+        if alone {
+            run_alone(&mut rebuilt, &mut disk, state.clock, self.at);
         }
+        let same = |(a, b): &(&Shard, &Shard)| alone || a.state().applied == b.state().applied;
+        let pairs = node.shards().iter().zip(rebuilt.shards());
+        let different = pairs.filter(same).filter(|(a, b)| digest(a) != digest(b)).count();
         self.replays += 1;
-        let rebuilt = digests(&node);
-        let different = live.iter().zip(&rebuilt).filter(|(a, b)| a != b).count();
-        if different > 0 || live.len() != rebuilt.len() {
-            self.history.violation(
-                "replay",
-                format!("{when}, {different} rebuilt shards differ from the living ones"),
+        if different > 0 {
+            let what = format!(
+                "{when}, {different} rebuilt shards of node {} differ from the living ones",
+                host + 1
             );
+            self.history.violation("replay", what);
         }
     }
+}
+
+/// Lets a rebuilt node elect itself and apply all that its disk holds.
+fn run_alone(node: &mut Node, disk: &mut Disk, clock: Clock, from: u64) {
+    let mut at = from;
+    while !node.report().ready && at < from + REBUILD_TIME_MAX {
+        let now = clock.now(at);
+        node.handle(now, Input::Woken);
+        let mut effects = Effects::default();
+        node.flush(now, &mut effects);
+        if let Some(append) = effects.append {
+            disk.write(append);
+            let batch = disk.sync().expect("just written");
+            node.handle(now, Input::Synced { batch });
+        } else {
+            at = node.next_wake().map_or(at + MILLISECOND, |wake| virtual_time(wake).max(at + MILLISECOND));
+        }
+    }
+}
+
+/// The nodes of a shard's voters, and after an f those of its learners, one hexadecimal digit each.
+fn group_code(shard: &Shard) -> u64 {
+    let conf = &shard.state().conf;
+    let nodes = conf.voters.iter().map(|voter| voter >> 48);
+    let learners = conf.learners.iter().map(|learner| learner >> 48);
+    nodes.chain([0xf]).chain(learners).fold(0, |code, node| code << 4 | node)
 }
 
 /// A queue that is not empty, and what its groups still want, in words.
@@ -220,16 +323,10 @@ fn leftover(host: usize, shard: &Shard) -> Option<String> {
     ))
 }
 
-/// One digest per shard. A restart adds the entry that opens its reign, and looks at the clock; everything else must be
-/// equal.
-fn digests(node: &Node) -> Vec<[u8; 32]> {
-    node.shards()
-        .iter()
-        .map(|shard| {
-            let mut state = shard.state().clone();
-            state.applied = 0;
-            state.time = WallTime(0);
-            state.digest()
-        })
-        .collect()
+/// A restart adds the entry that opens its reign, and looks at the clock; everything else must be equal.
+fn digest(shard: &Shard) -> [u8; 32] {
+    let mut state = shard.state().clone();
+    state.applied = 0;
+    state.time = WallTime(0);
+    state.digest()
 }
