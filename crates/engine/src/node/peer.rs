@@ -489,11 +489,6 @@ impl Node {
         if !self.cluster_shard().is_current() {
             return;
         }
-        // What was known before a restart may be old, and is still the best place to look for the others.
-        self.tell_peers();
-        if !self.cluster_shard().is_current() {
-            return;
-        }
         let members = self.cluster_shard().state().catalog.members.clone();
         if members.nodes.is_empty() {
             return;
