@@ -71,7 +71,7 @@ const STATUS_DEADLINE: Duration = Duration::from_secs(3);
 /// Where to connect and as whom.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `HOST:PORT` of any nodes of one cluster. The first attempt goes to any of them, each further one to the next.
+    /// `HOST:PORT` of any nodes of one cluster, tried in an order of this client's own.
     pub servers: Vec<String>,
     /// Keys and access token.
     pub keyring: ClientKeyring,
@@ -107,8 +107,9 @@ impl Options {
 
 /// A connection to a cluster, shared by its clones.
 ///
-/// It mends itself: after it broke it goes through the servers again, with growing, randomly spread pauses of at most
-/// 0.6 s, and refuses servers of another cluster.
+/// It mends itself: when it breaks, or the node says that it is stopping, the next server is tried at once; when none of
+/// them takes it, all are tried again after growing, randomly spread pauses of at most 0.6 s. Servers of another cluster
+/// are refused.
 ///
 /// **Dropped**, it lives on while there are clones, producers, consumers or received messages. With the last of them it ends
 /// in the background as with [`SwarmMq::close`].

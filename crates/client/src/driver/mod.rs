@@ -45,6 +45,8 @@ use crate::{
 const RECONNECT_FIRST: Duration = Duration::from_millis(10);
 /// Longest pause between attempts. A connection that lived at least so long was a good one.
 const RECONNECT_MAX: Duration = Duration::from_millis(400);
+/// Time for an attempt while there are others to try: a node that stands still takes connections and says nothing.
+const ATTEMPT_FIRST: Duration = Duration::from_millis(500);
 /// Time without which an attempt to connect means nothing.
 const ATTEMPT_MIN: Duration = Duration::from_millis(100);
 /// Commands taken before the sessions are pumped.
@@ -144,22 +146,24 @@ impl Driver {
     }
 
     async fn live(&mut self) {
-        let servers = self.options.servers.clone();
+        let servers = shuffled(self.options.servers.clone());
         if servers.is_empty() {
             self.no_connection(Error::Unreachable { servers: String::new(), last: "none was given".into() });
             return;
         }
         let give_up = after(self.options.connect_timeout);
         let mut pause = RECONNECT_FIRST;
-        // Anywhere in the list, so that not all clients go to the same node.
-        let mut attempt = usize::from_be_bytes(crate::random()) % servers.len();
+        let mut attempt = 0_usize;
+        // Servers in a row that came to nothing. One is followed by the next at once; after all of them comes a pause.
+        let mut misses = 0;
         let mut refusals = 0;
         let mut cause = String::new();
         loop {
             let server = &servers[attempt % servers.len()];
             attempt = attempt.wrapping_add(1);
             let began = tokio::time::Instant::now();
-            let mut deadline = began + CONNECT_TIME_MAX;
+            let is_last = misses + 1 >= servers.len();
+            let mut deadline = began + if is_last { CONNECT_TIME_MAX } else { ATTEMPT_FIRST };
             if self.first.is_some() {
                 deadline = deadline.min(give_up);
             }
@@ -183,9 +187,13 @@ impl Driver {
                     self.disconnected();
                     if began.elapsed() >= RECONNECT_MAX {
                         pause = RECONNECT_FIRST;
+                        misses = 0;
+                    } else {
+                        misses += 1;
                     }
                 }
                 Err(error) => {
+                    misses += 1;
                     let fatal = match error {
                         ConnectError::Refused(error) => {
                             refusals += 1;
@@ -210,6 +218,9 @@ impl Driver {
                         return;
                     }
                 }
+            }
+            if misses < servers.len() {
+                continue;
             }
             let jitter = 0.5 + f64::from(u16::from_be_bytes(crate::random())) / 65_536.0;
             let mut until = tokio::time::Instant::now() + pause.mul_f64(jitter);
@@ -443,8 +454,8 @@ impl Driver {
             Frame::AdminReply(reply) => self.questions.admin(request, reply.0),
             Frame::Peeked(peeked) => self.questions.peeked(request, peeked),
             Frame::Ping(_) => frame::encode(&frame::Pong, request, &mut connection.out),
-            // The node is stopping: what is under way will be repeated elsewhere, or when it is back.
-            Frame::GoAway(_) => {}
+            // The node is stopping: what is under way is repeated elsewhere, or here when it is back.
+            Frame::GoAway(_) => return self.options.servers.len() == 1,
             Frame::Refused(_) => return false,
             _ => return header.kind == FrameKind::Pong,
         }
@@ -494,6 +505,14 @@ impl Driver {
             let _unheard = done.send(()).is_err();
         }
     }
+}
+
+/// In any order, so that not all clients go to the same node, and not all from there to the same next one.
+fn shuffled(mut servers: Vec<String>) -> Vec<String> {
+    for place in 1..servers.len() {
+        servers.swap(place, usize::from_be_bytes(crate::random()) % (place + 1));
+    }
+    servers
 }
 
 /// Answers the program, which may have stopped waiting.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use swarmmq_client::{
     ClusterId, Code, Error, Message, Options, Outcome, ProducerOptions, SubscribeOptions, SwarmMq,
 };
-use swarmmq_protocol::frame::{Frame, Pong};
+use swarmmq_protocol::frame::{Frame, GoAway, Pong};
 use tokio::io::AsyncReadExt;
 
 use super::fake::{FakeNode, LONG, keyring, soon};
@@ -156,4 +156,39 @@ async fn closing_says_goodbye_to_shards_and_groups() {
     assert!(peer.next().await.is_none());
     assert!(soon(consumer.next()).await.is_none());
     assert_eq!(producer.send(Message::new("shop.orders", "x")).await, Err(Error::Closed));
+}
+
+#[tokio::test]
+async fn a_node_that_stops_or_dies_is_left_for_another_one() {
+    let nodes = (FakeNode::start().await, FakeNode::start().await);
+    let mut options = nodes.0.options();
+    options.servers = vec![nodes.0.address(), nodes.1.address()];
+    let connecting = tokio::spawn(SwarmMq::connect(options));
+    let (peer, mut at, mut other) = soon(async {
+        tokio::select! {
+            peer = nodes.0.accept() => (peer, &nodes.0, &nodes.1),
+            peer = nodes.1.accept() => (peer, &nodes.1, &nodes.0),
+        }
+    })
+    .await;
+    let client = soon(connecting).await.unwrap().unwrap();
+    let producer = client.producer(ProducerOptions::default());
+    let pending = producer.enqueue(Message::new("shop.orders", "x")).await.unwrap();
+    let mut peer = peer;
+    let (_, first) = peer.first_publish().await;
+    for stops in [true, false] {
+        if stops {
+            peer.send(0, &GoAway { reason: "the node is stopping".into() }).await;
+            let next = other.accept().await;
+            assert!(peer.next().await.is_none(), "the client has left");
+            peer = next;
+        } else {
+            drop(peer);
+            peer = other.accept().await;
+        }
+        std::mem::swap(&mut at, &mut other);
+        let (_, again) = peer.publish().await;
+        assert_eq!(again.messages, first.messages, "what had no answer is repeated there");
+    }
+    drop((pending, client));
 }
