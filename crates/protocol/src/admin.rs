@@ -178,6 +178,18 @@ pub enum AdminRequest {
         /// Which.
         name: ProducerName,
     },
+    /// Empty a node, or let it hold shards again.
+    NodeDrain {
+        /// Which.
+        node: NodeId,
+        /// Whether it is to hold no shard that another could hold.
+        draining: bool,
+    },
+    /// A node belongs to the cluster no more; its disk can never come back.
+    NodeRemove {
+        /// Which.
+        node: NodeId,
+    },
 }
 
 impl AdminRequest {
@@ -231,6 +243,15 @@ impl AdminRequest {
                 out.put_u8(11);
                 put_name(out, name.as_str());
             }
+            Self::NodeDrain { node, draining } => {
+                out.put_u8(12);
+                out.put_u16(node.0);
+                out.put_u8((*draining).into());
+            }
+            Self::NodeRemove { node } => {
+                out.put_u8(13);
+                out.put_u16(node.0);
+            }
         }
     }
 
@@ -260,6 +281,8 @@ impl AdminRequest {
             },
             10 => Self::Status,
             11 => Self::ProducerTakeOver { name: reader.producer_name()? },
+            12 => Self::NodeDrain { node: NodeId(reader.u16()?), draining: reader.flag("draining")? },
+            13 => Self::NodeRemove { node: NodeId(reader.u16()?) },
             _ => return Err(DecodeError::Invalid("admin verb")),
         })
     }

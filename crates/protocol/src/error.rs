@@ -161,6 +161,6 @@ mod tests {
         }
         assert_eq!(Code::from_number(0), None);
         assert_eq!(Code::NoSuchNode.number(), 31);
-        assert_eq!(Code::from_number(31), None);
+        assert_eq!(Code::from_number(32), None);
     }
 }

@@ -68,6 +68,8 @@ def admin():
         ("GroupRemove", b"\x09" + address + group + b"\1"),
         ("Status", b"\x0a"),
         ("ProducerTakeOver", b"\x0b" + name(producer)),
+        ("NodeDrain", b"\x0c" + pack(">HB", 4, 1)),
+        ("NodeRemove", b"\x0d" + pack(">H", 4)),
     ]
     answers = [
         ("Addresses", b"\2" + pack(">I", 2) + name("a") + b"\0" + address + b"\2"),

@@ -40,7 +40,9 @@ impl Question {
             Self::Admin(request, _) => match request {
                 AdminRequest::AddressCreate { .. }
                 | AdminRequest::AddressSet { .. }
-                | AdminRequest::ProducerTakeOver { .. } => true,
+                | AdminRequest::ProducerTakeOver { .. }
+                | AdminRequest::NodeDrain { .. }
+                | AdminRequest::NodeRemove { .. } => true,
                 AdminRequest::AddressRemove { dry_run, .. }
                 | AdminRequest::AddressPurge { dry_run, .. }
                 | AdminRequest::GroupSeek { dry_run, .. }
@@ -65,6 +67,7 @@ impl Question {
                     | Self::Admin(
                         AdminRequest::AddressCreate { .. }
                             | AdminRequest::AddressSet { .. }
+                            | AdminRequest::NodeDrain { .. }
                             // Each asking begins a life; only the last one is used.
                             | AdminRequest::ProducerTakeOver { .. },
                         _

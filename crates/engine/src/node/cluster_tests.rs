@@ -1,6 +1,6 @@
 //! Several nodes stepped by hand over a network without faults: who becomes a member, who leads, what a crash costs.
 
-use swarmmq_protocol::{packet::Class, session::peer::PeerHello};
+use swarmmq_protocol::{admin::NodeState, packet::Class, session::peer::PeerHello};
 
 use super::{
     letter::{Health, Letter},
@@ -668,4 +668,43 @@ fn a_leader_whose_log_stops_is_followed_at_once() {
     let gap = cluster.now.monotonic.since(began);
     assert!(gap < Duration::from_millis(300), "{gap:?}");
     assert_ne!(cluster.leader(shard), leader);
+}
+
+fn asked(cluster: &mut Cluster, client: (NodeId, ConnectionId), request: AdminRequest) -> Option<Code> {
+    let Frame::Answer(answer) = cluster.ask(client, &Frame::Admin(Admin(request))) else { panic!() };
+    Code::from_number(answer.code)
+}
+
+#[test]
+fn a_drained_node_holds_nothing_and_a_removed_one_is_not_let_in_again() {
+    let mut cluster = healthy(4);
+    let client = cluster.connect(NodeId(2));
+    let drain = AdminRequest::NodeDrain { node: NodeId(4), draining: true };
+    assert_eq!(asked(&mut cluster, client, drain), None);
+    let is_empty = |cluster: &mut Cluster| {
+        let status = cluster.node(NodeId(2)).status();
+        status.shards.iter().all(|shard| !shard.replicas.contains(&4) && shard.in_sync.len() == 3)
+    };
+    cluster.until("node 4 is empty", Duration::from_secs(10), is_empty);
+    let state = |cluster: &mut Cluster| cluster.node(NodeId(1)).status().nodes[3].state;
+    assert_eq!(state(&mut cluster), NodeState::Draining);
+
+    let hello = cluster.node(NodeId(4)).hello();
+    assert_eq!(asked(&mut cluster, client, AdminRequest::NodeRemove { node: NodeId(4) }), None);
+    cluster.pass(Duration::from_millis(100));
+    assert_eq!(cluster.node(NodeId(1)).admits(&hello).unwrap_err().0, Code::Removed);
+    let nobody = AdminRequest::NodeRemove { node: NodeId(9) };
+    assert_eq!(asked(&mut cluster, client, nobody), Some(Code::NoSuchNode));
+}
+
+#[test]
+fn the_last_node_that_holds_data_cannot_be_removed() {
+    let mut cluster = Cluster::new(1);
+    cluster.add(2, 3);
+    let both = |cluster: &mut Cluster| cluster.node(NodeId(2)).status().nodes.len() == 2;
+    cluster.until("both are members", Duration::from_secs(5), both);
+    let client = cluster.connect(NodeId(2));
+    let remove = |node| AdminRequest::NodeRemove { node: NodeId(node) };
+    assert_eq!(asked(&mut cluster, client, remove(1)), Some(Code::NotAllowed));
+    assert_eq!(asked(&mut cluster, client, remove(2)), None);
 }

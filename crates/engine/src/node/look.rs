@@ -254,6 +254,7 @@ impl Node {
         } else {
             format!("shard {}", shard.id().0)
         };
+        let copies = self.cluster_shard().state().catalog.members.wish(shard.id()).voters.len();
         let problem = if leader.is_none() {
             Some(Problem {
                 what: format!("{name} has no leader"),
@@ -266,6 +267,12 @@ impl Node {
                 what: format!("{name} has {} of {} replicas in sync", in_sync.len(), voters.len()),
                 meaning: "it goes on, and survives fewer losses".to_owned(),
                 action: "wait if a replica is being caught up; start the node that is missing".to_owned(),
+            })
+        } else if voters.len() < copies {
+            Some(Problem {
+                what: format!("{name} has {} of {copies} replicas", voters.len()),
+                meaning: "it survives fewer losses until the others have caught up".to_owned(),
+                action: "wait; start the nodes that are missing".to_owned(),
             })
         } else {
             None

@@ -18,6 +18,7 @@ use super::{ConnectionId, Node, Now, QUESTIONS_MAX, ask::Purpose, letter::Questi
 use crate::shard::{
     Answer,
     event::{CatalogEvent, Event, Settings, Start},
+    member::NodeEvent,
     state::Outcome,
 };
 
@@ -76,6 +77,11 @@ enum Goal {
     RemoveGroup {
         address: Address,
         group: GroupName,
+        stage: u8,
+    },
+    /// A node is to be emptied, or goes.
+    Node {
+        event: NodeEvent,
         stage: u8,
     },
 }
@@ -152,6 +158,10 @@ impl Node {
             }
             AdminRequest::AddressRemove { address, dry_run: false } => Goal::Remove { address, stage: 0 },
             AdminRequest::ProducerTakeOver { name } => Goal::TakeOver { name, stage: 0 },
+            AdminRequest::NodeDrain { node, draining } => {
+                Goal::Node { event: NodeEvent::Drained { node, draining }, stage: 0 }
+            }
+            AdminRequest::NodeRemove { node } => Goal::Node { event: NodeEvent::Removed { node }, stage: 0 },
             AdminRequest::AddressPurge { address, dry_run: false } => Goal::Purge { address, stage: 0 },
             AdminRequest::GroupRemove { address, group, dry_run: false } => {
                 Goal::RemoveGroup { address, group, stage: 0 }
@@ -377,6 +387,14 @@ impl Node {
                 let taken = CatalogEvent::ProducerTaken { name: name.clone() };
                 once(stage, || vec![(cluster, Event::Catalog(taken))])
             }
+            // Whether the node is the last one that can hold data is not a question to old knowledge.
+            Goal::Node { .. } if !is_fresh => Step::Mark,
+            Goal::Node { event, stage } => {
+                if *stage == 0 && !catalog.members.may_go(event) {
+                    return Step::Fail(Code::NotAllowed, "it is the only node with the role store");
+                }
+                once(stage, || vec![(cluster, Event::Catalog(CatalogEvent::Node(event.clone())))])
+            }
             Goal::Purge { address, stage } => {
                 if !catalog.addresses.contains_key(&base_of(address)) {
                     return Step::Fail(Code::NoSuchAddress, "no such address");
@@ -514,7 +532,9 @@ impl Node {
                 self.send(connection, request, &resolved);
             }
             Goal::Subscribe { frame, .. } => self.open_feeds(now, connection, request, &frame),
-            Goal::Create { .. } | Goal::Change { .. } => self.send(connection, request, &Reply::ok()),
+            Goal::Create { .. } | Goal::Change { .. } | Goal::Node { .. } => {
+                self.send(connection, request, &Reply::ok())
+            }
             Goal::TakeOver { name, .. } => {
                 let answer = AdminAnswer::Producer {
                     producer: mac::producer_of(self.config.cluster, &name),

@@ -232,6 +232,13 @@ impl Members {
         Ok(Self { nodes, removed, replicas })
     }
 
+    /// Whether somebody could still hold data after `event`.
+    pub fn may_go(&self, event: &NodeEvent) -> bool {
+        let NodeEvent::Removed { node } = event else { return true };
+        let is_store = self.nodes.get(node).is_some_and(Member::is_store);
+        !is_store || self.nodes.iter().any(|(other, member)| other != node && member.is_store())
+    }
+
     /// The name of a member's replica.
     pub fn replica(&self, node: NodeId) -> Option<u64> {
         self.nodes.get(&node).map(|member| replica_of(node, member.incarnation))

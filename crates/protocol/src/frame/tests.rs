@@ -217,6 +217,8 @@ fn other_admin() -> Vec<Frame> {
         AdminRequest::GroupRemove { address: address(), group: group(), dry_run: false },
         AdminRequest::Status,
         AdminRequest::ProducerTakeOver { name: ProducerName::parse("till-7").unwrap() },
+        AdminRequest::NodeDrain { node: NodeId(4), draining: true },
+        AdminRequest::NodeRemove { node: NodeId(4) },
     ];
     let status = StatusReport {
         cluster: ClusterId(5),

@@ -20,7 +20,7 @@ const INQUEST_TIME_MAX: Duration = Duration::from_millis(100);
 const INQUEST_PAUSE: Duration = Duration::from_secs(1);
 /// Attempts in that time: a port that is just being closed may still take a connection, and reset it.
 const INQUEST_DIALS_MAX: u8 = 3;
-/// A node that is told for so long, and by nobody anything else, that its number is taken, ends.
+/// A node that is told for so long, and by nobody anything else, that its number is taken or its disk removed, ends.
 const CONFLICT_TIME_MAX: Duration = Duration::from_secs(3);
 /// What was said before a pause of this length has nothing to do with what is said now.
 const CONFLICT_MEMORY: Duration = Duration::from_secs(30);
@@ -170,9 +170,10 @@ impl Peers {
 
     /// Whether what a peer said means that this node cannot go on.
     fn weigh(&mut self, now: Now, target: Target, address: SocketAddr, error: &PeerError) {
+        let is_removed = matches!(error, PeerError::Refused { code, .. } if *code == Code::Removed.number());
         let is_conflict = match error {
             PeerError::SameNode(_) => matches!(target, Target::Seed(_)),
-            PeerError::Refused { code, .. } => *code == Code::NodeConflict.number(),
+            PeerError::Refused { code, .. } => *code == Code::NodeConflict.number() || is_removed,
             // Proven by the other end, and there is nobody else to believe.
             PeerError::WrongCluster { .. } if self.roster.is_joining() => {
                 self.fatal = Some(StartError::config(
@@ -191,10 +192,19 @@ impl Peers {
         let (since, _) = self.conflict.filter(recent).unwrap_or((now.monotonic, now.monotonic));
         self.conflict = Some((since, now.monotonic));
         if now.monotonic.since(since) >= CONFLICT_TIME_MAX {
-            self.fatal = Some(StartError::config(
-                format!("another process has this node's number, says the node at {address}: {error}"),
-                "give every node its own node.id; a disk that moved must not run twice",
-            ));
+            self.fatal = Some(if is_removed {
+                StartError::local(
+                    format!(
+                        "this node does not belong to the cluster any more, says the node at {address}: {error}"
+                    ),
+                    "if it is to join again, as a new node: move its data directory away first; nothing of it is needed there",
+                )
+            } else {
+                StartError::config(
+                    format!("another process has this node's number, says the node at {address}: {error}"),
+                    "give every node its own node.id; a disk that moved must not run twice",
+                )
+            });
         }
     }
 }
