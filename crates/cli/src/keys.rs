@@ -1,4 +1,4 @@
-//! `keys generate`: a keyring for clients and an admission key for nodes, never overwriting.
+//! `keys generate`: a keyring for clients and one for nodes, never overwriting.
 
 use std::{
     fs::{self, OpenOptions},
@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde_json::json;
-use swarmmq_seal::ClientKeyring;
+use swarmmq_seal::{ClientKeyring, KeyringError};
 
 use crate::{
     output::{Failure, Outcomes, note, print, say},
@@ -20,8 +20,9 @@ pub(crate) fn generate(directory: &Path) -> Outcomes<()> {
     let mut random = |bytes: &mut [u8]| {
         aws_lc_rs::rand::fill(bytes).expect("the operating system gives random bytes");
     };
-    let keyring = ClientKeyring::generate(parse::now(), &mut random)
-        .map_err(|error| Failure::local(error.to_string(), "try again"))?;
+    let unlucky = |error: KeyringError| Failure::local(error.to_string(), "try again");
+    let keyring = ClientKeyring::generate(parse::now(), &mut random).map_err(unlucky)?;
+    let for_nodes = keyring.to_node_text(&mut random).map_err(unlucky)?;
     fs::create_dir_all(directory).map_err(|error| {
         Failure::local(
             format!("cannot make {}: {error}", directory.display()),
@@ -39,8 +40,7 @@ pub(crate) fn generate(directory: &Path) -> Outcomes<()> {
     }
     let client = directory.join("client.keyring");
     write(&client, keyring.to_text().as_bytes())?;
-    write(&directory.join("node.keyring"), keyring.to_node_text().as_bytes())
-        .inspect_err(|_| take_back(&client))
+    write(&directory.join("node.keyring"), for_nodes.as_bytes()).inspect_err(|_| take_back(&client))
 }
 
 /// Half a pair would be in the way of the next attempt.
@@ -72,7 +72,7 @@ pub(crate) fn run(directory: &Path, as_json: bool) -> Outcomes<u8> {
         print(&json!({"client": client, "node": node}));
     } else {
         say(format!("{}: for producers and consumers; whoever has it can read and write", client.display()));
-        say(format!("{}: for nodes; it opens no message", node.display()));
+        say(format!("{}: for the nodes of one cluster; it opens no message", node.display()));
     }
     Ok(0)
 }

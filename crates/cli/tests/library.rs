@@ -37,7 +37,7 @@ fn start() -> Node {
         }
     };
     let keyring = ClientKeyring::generate(WallTime(1), &mut random).unwrap();
-    write(&directory.path().join("node.keyring"), &keyring.to_node_text());
+    write(&directory.path().join("node.keyring"), &keyring.to_node_text(&mut random).unwrap());
     let client = format!("127.0.0.1:{}", free_port());
     let admin = format!("127.0.0.1:{}", free_port());
     let peer = format!("127.0.0.1:{}", free_port());

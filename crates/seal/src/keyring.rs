@@ -12,6 +12,8 @@
 //! created_at_ms = 1763964000000
 //! key = "64 hex digits"
 //! ```
+//!
+//! A node's file has the first three lines and one that no client has: `peer_secret`, which nodes prove to each other.
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +32,8 @@ use crate::derive::Secret;
 
 /// Version of the file, in its first line.
 const VERSION: i64 = 1;
+/// What nodes prove to each other that they know. Never in a client's keyring.
+const PEER_SECRET: &str = "peer_secret";
 /// Largest keyring file, in bytes. Holds [`PAYLOAD_KEYS_MAX`] keys twice over.
 const FILE_BYTES_MAX: usize = 128 << 10;
 /// Most payload keys in a keyring: one a week for nearly five years.
@@ -105,6 +109,9 @@ impl ClientKeyring {
         if raw.routing_key.is_none() && raw.payload_keys.is_empty() && raw.admission_key.is_some() {
             return Err(KeyringError::NodeKeyring);
         }
+        if raw.peer_secret.is_some() {
+            return Err(KeyringError::PeerSecret);
+        }
         let count = raw.payload_keys.len();
         if count > PAYLOAD_KEYS_MAX {
             return Err(KeyringError::TooManyKeys(count));
@@ -151,12 +158,21 @@ impl ClientKeyring {
         text
     }
 
-    /// The text of the keyring file for nodes: the access token and the admission key, which open no message.
-    pub fn to_node_text(&self) -> Zeroizing<String> {
+    /// The text of a keyring file for nodes: the access token and the admission key, which open no message, and a fresh
+    /// secret between nodes. Every node of a cluster needs the same one, so this is called once for a cluster.
+    ///
+    /// * `random` as for [`ClientKeyring::generate`].
+    pub fn to_node_text(&self, random: &mut dyn FnMut(&mut [u8])) -> Result<Zeroizing<String>, KeyringError> {
+        let keys = &*self.0;
+        let peer = Secret::filled(|out| random(out));
+        let mut seen = vec![&keys.access_token, &keys.admission, &keys.routing];
+        seen.extend(keys.payload.values().map(|key| &key.secret));
+        check(&peer, &mut seen).map_err(|why| KeyringError::Field { field: PEER_SECRET, why })?;
         let mut text = text_with_room(1024);
-        text.push_str("# SwarmMQ keyring for nodes. It lets messages in and opens none.\n");
-        push_shared(&mut text, &self.0.access_token, &self.0.admission);
-        text
+        text.push_str("# SwarmMQ keyring for nodes. It lets messages and nodes in and opens none.\n");
+        push_shared(&mut text, &keys.access_token, &keys.admission);
+        push_hex(&mut text, PEER_SECRET, &peer);
+        Ok(text)
     }
 
     /// The shared token that opens a connection.
@@ -291,6 +307,8 @@ pub enum KeyringError {
     Version(i64),
     /// A node's keyring: without payload keys a client can neither seal nor open.
     NodeKeyring,
+    /// It holds the secret between nodes: whoever has it can pose as a node, which no client may.
+    PeerSecret,
     /// A field that cannot be used.
     Field {
         /// Which field.
@@ -326,6 +344,9 @@ impl fmt::Display for KeyringError {
             }
             Self::NodeKeyring => {
                 write!(f, "this is a node's keyring; a client needs the file client.keyring")
+            }
+            Self::PeerSecret => {
+                write!(f, "{PEER_SECRET} is for nodes only; a client's keyring must not hold it")
             }
             Self::Field { field, why } => write!(f, "{field} {why}"),
             Self::PayloadKey { id, why } => write!(f, "payload key {} {why}", id.0),
@@ -379,6 +400,7 @@ struct Raw {
     _version: i64,
     access_token: Option<HexKey>,
     admission_key: Option<HexKey>,
+    peer_secret: Option<de::IgnoredAny>,
     routing_key: Option<HexKey>,
     current_key: Option<u32>,
     #[serde(default)]
@@ -510,11 +532,23 @@ mod tests {
 
     #[test]
     fn the_node_text_opens_no_message() {
-        let text = example().to_node_text();
-        assert!(text.contains(&"a0".repeat(32)) && text.contains(&"a1".repeat(32)));
+        let text = example().to_node_text(&mut |out| out.fill(0xb0)).unwrap();
+        for key in ["a0", "a1", "b0"] {
+            assert!(text.contains(&key.repeat(32)), "{key}");
+        }
         assert!(!text.contains(&"a2".repeat(32)) && !text.contains(&"a3".repeat(32)));
         assert!(!text.contains("payload"));
         assert_eq!(ClientKeyring::parse(&text).unwrap_err(), KeyringError::NodeKeyring);
+    }
+
+    #[test]
+    fn the_secret_between_nodes_is_no_other_key_and_never_a_client_s() {
+        let node_text = |byte: u8| example().to_node_text(&mut |out| out.fill(byte)).unwrap_err();
+        let peer = |why| KeyringError::Field { field: PEER_SECRET, why };
+        assert_eq!(node_text(0xa3), peer(FieldError::Repeated));
+        assert_eq!(node_text(0), peer(FieldError::Zero));
+        let line = format!("peer_secret = \"{}\"\nversion = 1", "b0".repeat(32));
+        assert_eq!(parse_with("version = 1", &line), KeyringError::PeerSecret);
     }
 
     #[test]

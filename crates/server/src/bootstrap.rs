@@ -23,10 +23,10 @@ const KNOWN_KEYS: &[(&str, &[&str])] = &[
 ];
 /// Edits after which two words are still taken for the same.
 const TYPO_EDITS_MAX: usize = 3;
-/// From the access token to the secret of the peer port.
+/// From the keyring's secret to what is proven at the peer port.
 const PEER_SECRET_LABEL: &[u8] = b"swarmmq/peer/secret/v1";
 /// Everything a node's keyring may say.
-const KEYRING_KEYS: &[&str] = &["version", "access_token", "admission_key"];
+const KEYRING_KEYS: &[&str] = &["version", "access_token", "admission_key", "peer_secret"];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -234,6 +234,8 @@ struct KeyringFile {
     version: u32,
     access_token: Zeroizing<String>,
     admission_key: Zeroizing<String>,
+    #[serde(default)]
+    peer_secret: Option<Zeroizing<String>>,
 }
 
 /// What a node may know: who may connect, and what a genuine message looks like. No key that opens one.
@@ -241,12 +243,22 @@ struct KeyringFile {
 pub(crate) struct NodeKeyring {
     pub(crate) access_token: MacKey,
     pub(crate) admission_key: MacKey,
+    /// What nodes prove to each other that they know. Keyrings made before there were several nodes do not have it.
+    pub(crate) peer_secret: Option<MacKey>,
 }
 
 impl NodeKeyring {
-    /// What nodes prove to each other that they know. Not the token itself, so that no proof serves on both kinds of port.
-    pub(crate) fn peer_secret(&self) -> MacKey {
-        MacKey::new(self.access_token.sign(&[PEER_SECRET_LABEL]))
+    /// The error of a node that has others but no secret to share with them.
+    ///
+    /// * `path`: of the keyring.
+    pub(crate) fn no_peer_secret(path: &Path) -> StartError {
+        StartError::config(
+            format!(
+                "{} has no `peer_secret`, which the nodes of a cluster prove to each other",
+                path.display()
+            ),
+            "run `swarmmq keys generate --out DIR` and copy the line `peer_secret` of its node.keyring into this file, the same for every node",
+        )
     }
 
     /// Reads and checks the file. Whatever a node must not have is refused, in the file and in the environment (safety
@@ -302,6 +314,10 @@ impl NodeKeyring {
         Ok(Self {
             access_token: key("access_token", &file.access_token)?,
             admission_key: key("admission_key", &file.admission_key)?,
+            peer_secret: match &file.peer_secret {
+                Some(text) => Some(MacKey::new(key("peer_secret", text)?.sign(&[PEER_SECRET_LABEL]))),
+                None => None,
+            },
         })
     }
 }
@@ -413,13 +429,17 @@ mod tests {
             "22".repeat(32)
         );
         fs::write(&path, &good).unwrap();
-        NodeKeyring::load(&path, false).unwrap();
+        assert!(NodeKeyring::load(&path, false).unwrap().peer_secret.is_none());
+        let with_peer = format!("{good}peer_secret = \"{}\"\n", "44".repeat(32));
+        fs::write(&path, &with_peer).unwrap();
+        assert!(NodeKeyring::load(&path, false).unwrap().peer_secret.is_some());
         assert_eq!(NodeKeyring::load(&path, true).unwrap_err().exit_code(), 2, "SWARMMQ_KEYRING is set");
         for bad in [
             format!("{good}routing_key = \"33\"\n"),
             format!("{good}[[payload_keys]]\nid = 1\n"),
             format!("{good}some_later_kind_of_key = \"2222\"\n"),
             good.replace("11", "00"),
+            with_peer.replace("44", "00"),
             good.replace("11", "1"),
             good.replace("version = 1", "version = 2"),
             "nonsense".to_owned(),

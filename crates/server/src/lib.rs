@@ -19,7 +19,7 @@ use swarmmq_engine::{
     log::{Recovery, SEGMENT_HEADER_BYTES, Verdict},
     node::{self, bug::Bugs},
 };
-use swarmmq_protocol::session::peer::PeerHello;
+use swarmmq_protocol::{mac::MacKey, session::peer::PeerHello};
 
 use self::{
     bootstrap::{NodeConfig, NodeKeyring},
@@ -140,6 +140,9 @@ pub fn run(config_path: &Path) -> Result<(), StartError> {
             "use the configuration that made this directory, or another data directory",
         ));
     }
+    if keyring.peer_secret.is_none() && !config.seeds.is_empty() {
+        return Err(NodeKeyring::no_peer_secret(&config.keyring));
+    }
     let shared = Shared::default();
     // Before the log is read, which may take long: whoever watches can see that the node lives.
     let admin = http::serve(config.admin, shared.clone())?;
@@ -155,7 +158,8 @@ fn run_here(
     shared: Shared,
 ) -> Result<(), StartError> {
     let clock = Clock::start();
-    let peer_secret = keyring.peer_secret();
+    // A secret that nobody else knows lets nobody in.
+    let peer_secret = keyring.peer_secret.clone().unwrap_or_else(|| MacKey::new(clock::random()));
     let mut watch = None;
     let identity = match identity {
         Some(identity) => identity,
@@ -337,7 +341,8 @@ mod tests {
         /// A configuration with a keyring, and no data yet.
         fn new() -> Self {
             let directory = tempfile::tempdir().unwrap();
-            let keys = format!("access_token = \"{0}\"\nadmission_key = \"{0}\"\n", "1f".repeat(32));
+            let keys = ["access_token", "admission_key", "peer_secret"];
+            let keys = keys.map(|key| format!("{key} = \"{}\"\n", "1f".repeat(32))).concat();
             fs::write(directory.path().join("node.keyring"), format!("version = 1\n{keys}")).unwrap();
             let config = directory.path().join("node.toml");
             // Ports nobody reaches in these tests: every start ends before the client port.
@@ -386,6 +391,26 @@ mod tests {
             assert!(code == 7 && said.contains("the disk was lost"), "{code} {said}");
             let _ = fs::remove_dir(&log);
         }
+    }
+
+    #[test]
+    fn a_keyring_without_the_secret_between_nodes_is_one_for_a_node_alone() {
+        let place = Place::new();
+        let text = fs::read_to_string(&place.config).unwrap();
+        fs::write(&place.config, format!("{text}[cluster]\nseeds = [\"127.0.0.1:9\"]\n")).unwrap();
+        let keyring = place.directory.path().join("node.keyring");
+        let keys = fs::read_to_string(&keyring).unwrap();
+        init(&place.config).unwrap();
+        fs::write(
+            &keyring,
+            keys.lines().filter(|line| !line.contains("peer")).collect::<Vec<_>>().join("\n"),
+        )
+        .unwrap();
+        let (code, said) = place.run();
+        assert!(
+            code == 2 && said.contains("no `peer_secret`") && said.contains("keys generate"),
+            "{code} {said}"
+        );
     }
 
     /// Opens the log as a start would, with a seed to join through.
