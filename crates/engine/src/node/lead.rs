@@ -297,7 +297,8 @@ impl Node {
         let mut acks: Vec<(Offset, u16)> = Vec::new();
         for (position, item) in items.iter().enumerate() {
             if item.term != self.shards[index].term() {
-                pending.results[position] = lost;
+                // Its node has not joined in this reign yet; whether the lease is kept shows when it does.
+                pending.results[position] = (Fate::Failed, Some(Code::NotLeader));
                 continue;
             }
             let settlement = match &item.action {
