@@ -42,7 +42,9 @@ pub(super) fn judge(case: &Case<'_>) -> Vec<String> {
                 earlier.step >= first.step
                     && matches!(earlier.wish, Some((step, Wish::Nack)) if step < second.step)
             });
-            if first.term < second.term && second.at < began + window && !given_back {
+            // With attempts between them that nobody was given, the first holder had lost it long before.
+            let next = second.attempt.0 == first.attempt.0 + 1;
+            if next && first.term < second.term && second.at < began + window && !given_back {
                 doubled.push(format!(
                     "{id} was given to group {group} again {} ms after reign {} began: who had it since {} ms in reign {} could not claim it back",
                     second.at.saturating_sub(began) / MILLISECOND,
