@@ -363,6 +363,10 @@ impl Consensus {
 
     /// Time passed: one tick. A group of one voter elects itself at its first.
     pub fn tick(&mut self) {
+        if self.installing.is_some() {
+            // The crate looks for unapplied entries before a candidacy, and the state on its way to the disk has none.
+            return;
+        }
         let alone = self.is_alone() && self.rounds.0 == self.rounds.1;
         if alone && self.raw.raft.state != StateRole::Leader {
             self.campaign();
@@ -379,7 +383,7 @@ impl Consensus {
 
     /// Asks the others whether this replica may lead.
     pub fn campaign(&mut self) {
-        if self.raw.raft.promotable() {
+        if self.raw.raft.promotable() && self.installing.is_none() {
             self.raw.campaign().expect("campaigning is always allowed to a voter");
         }
         self.reseed();
@@ -421,6 +425,9 @@ impl Consensus {
         if message.kind == MessageKind::Heartbeat && message.commit > held {
             // A leader says only what this replica once promised to have.
             self.amnesia = true;
+            return;
+        }
+        if message.kind == MessageKind::TimeoutNow && self.installing.is_some() {
             return;
         }
         // What the crate refuses comes from a replica that is no member any more.
@@ -693,6 +700,24 @@ mod tests {
         assert!(consensus.round().is_none());
         consensus.persisted(round.number);
         assert_eq!(consensus.round().unwrap().committed[0].data, "x");
+    }
+
+    #[test]
+    fn whoever_takes_over_a_state_does_not_campaign_before_it_is_stored() {
+        let restored = Restored { conf: Conf { voters: vec![1, 2], learners: vec![3] }, ..founded() };
+        let mut consensus = Consensus::new(1, restored, 0, Bugs::NONE);
+        let mark = SnapshotMark { index: 50, term: 2, voters: vec![1, 2], learners: vec![3] };
+        let from_leader = |kind| Message { kind, from: 2, to: 1, term: 2, ..Message::default() };
+        consensus.step(Message { snapshot: Some(mark), ..from_leader(MessageKind::Snapshot) });
+        let round = consensus.round().unwrap();
+        assert_eq!(round.snapshot.unwrap().index, 50);
+        consensus.step(from_leader(MessageKind::TimeoutNow));
+        consensus.campaign();
+        (0..30).for_each(|_| consensus.tick());
+        assert_eq!(consensus.term(), Term(2));
+        consensus.persisted(round.number);
+        consensus.step(from_leader(MessageKind::TimeoutNow));
+        assert_eq!(consensus.term(), Term(3));
     }
 
     #[test]
