@@ -423,8 +423,9 @@ impl Consensus {
     pub fn step(&mut self, message: Message) {
         let held = self.raw.raft.raft_log.last_index();
         if message.kind == MessageKind::Heartbeat && message.commit > held {
-            // A leader says only what this replica once promised to have.
-            self.amnesia = true;
+            // A leader says only what this replica once promised to have. One of an earlier reign, or one that does not
+            // know that this replica has left and forgotten everything, proves nothing.
+            self.amnesia |= message.term >= self.raw.raft.term && !self.conf().is_empty();
             return;
         }
         if message.kind == MessageKind::TimeoutNow && self.installing.is_some() {
