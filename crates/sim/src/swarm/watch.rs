@@ -144,8 +144,7 @@ impl Swarm {
             .map(|host| match &self.hosts[host].node {
                 None => format!("node {} does not run", host + 1),
                 Some(node) => {
-                    let shard = &node.shards()[shard];
-                    format!("node {}: {}", host + 1, shard.stopped().unwrap_or("does not lead"))
+                    format!("node {}: {}", host + 1, standing(&node.shards()[shard]))
                 }
             })
             .collect();
@@ -185,8 +184,10 @@ impl Swarm {
                 None => Some(format!("voter {voter:x} of shard {shard} is no more")),
                 Some((host, replica)) => {
                     let has = replica.state().applied;
-                    (has + LAG_MAX < applied)
-                        .then(|| format!("node {} has {has} of {applied} entries of shard {shard}", host + 1))
+                    (has + LAG_MAX < applied).then(|| {
+                        let why = standing(replica);
+                        format!("node {} has {has} of {applied} entries of shard {shard}: {why}", host + 1)
+                    })
                 }
             })
         })
@@ -213,7 +214,8 @@ impl Swarm {
             let behind = replicas.iter().find(|(_, replica)| replica.state().applied != state.applied);
             if let Some((host, replica)) = behind {
                 let (has, of, shard) = (replica.state().applied, state.applied, leader.id().0);
-                return Some(format!("node {} is at entry {has} of {of} of shard {shard}", host + 1));
+                let why = standing(replica);
+                return Some(format!("node {} is at entry {has} of {of} of shard {shard}: {why}", host + 1));
             }
             let digest = state.digest();
             let other = replicas.iter().find(|(_, replica)| replica.state().digest() != digest);
@@ -290,6 +292,15 @@ fn run_alone(node: &mut Node, disk: &mut Disk, clock: Clock, from: u64) {
         } else {
             at = node.next_wake().map_or(at + MILLISECOND, |wake| virtual_time(wake).max(at + MILLISECOND));
         }
+    }
+}
+
+/// What a replica thinks of itself, in words.
+fn standing(shard: &Shard) -> String {
+    match (shard.stopped(), shard.leader()) {
+        (Some(why), _) => why.to_owned(),
+        (None, Some(leader)) => format!("node {} leads in reign {}", leader.0, shard.term().0),
+        (None, None) => format!("nobody leads in reign {}", shard.term().0),
     }
 }
 
