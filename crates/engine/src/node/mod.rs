@@ -56,6 +56,10 @@ use crate::{
 
 /// Pause without writes after which the watermark is logged on its own.
 const WATERMARK_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+/// Numbers that one process gives out: 2 to the power of this, more than any will.
+const NUMBER_BITS: u32 = 40;
+/// Processes of one node whose numbers differ.
+const BOOTS_TOLD_APART: u64 = (1 << (64 - NUMBER_BITS)) - 1;
 /// Rounds of shards answering each other within one flush; more than ever needed, so that a mistake cannot spin.
 const ROUNDS_MAX: usize = 64;
 /// Open questions of one connection that need more than one step, and looks that wait for the disk; each.
@@ -168,6 +172,8 @@ impl Node {
 
     fn assemble(config: Config, now: Now, writer: Writer, shards: Vec<Shard>, segments: Vec<u32>) -> Self {
         let space = Space { segments: segments.into_iter().collect() };
+        // Others may still answer what an earlier process of this node asked: no number may come again.
+        let next_number = (config.boot & BOOTS_TOLD_APART) << NUMBER_BITS;
         Self {
             dirty: vec![true; shards.len()],
             wakes: vec![None; shards.len()],
@@ -206,7 +212,7 @@ impl Node {
             drain_snapshots: false,
             lost_disk: false,
             stopped: None,
-            next_number: 1,
+            next_number,
             counters: Counters::default(),
         }
     }
