@@ -9,16 +9,18 @@ use crate::history::Fate;
 
 pub(super) fn judge(case: &Case<'_>) -> Vec<String> {
     let mut contradictions = Vec::new();
-    let mut places: BTreeMap<(ShardId, Offset), MessageId> = BTreeMap::new();
+    let mut places: BTreeMap<(ShardId, Offset), (MessageId, &str)> = BTreeMap::new();
     let told = case.history.sent.iter().filter_map(|(id, sent)| match sent.fate {
-        Fate::Stored(Some(offset)) => Some((id.shard, offset, *id)),
+        Fate::Stored(Some(offset)) => Some((id.shard, offset, (*id, "told"))),
         _ => None,
     });
-    let given = case.history.given.iter().map(|given| (given.shard, given.offset, given.id));
-    for (shard, offset, id) in told.chain(given) {
-        let first = *places.entry((shard, offset)).or_insert(id);
+    let given = case.history.given.iter().map(|given| (given.shard, given.offset, (given.id, "given")));
+    for (shard, offset, (id, how)) in told.chain(given) {
+        let (first, by) = *places.entry((shard, offset)).or_insert((id, how));
         if first != id {
-            contradictions.push(format!("offset {} of shard {} is {first} and {id}", offset.0, shard.0));
+            let (offset, shard) = (offset.0, shard.0);
+            contradictions
+                .push(format!("offset {offset} of shard {shard} is {first}, {by}, and {id}, {how}"));
         }
     }
     contradictions
