@@ -64,6 +64,13 @@ impl Target {
         Ok((servers, keyring))
     }
 
+    /// Whether the cluster is the local one in `directory`, as far as can be told.
+    pub(crate) fn is_local(&self, directory: &Path) -> bool {
+        let Ok((servers, _)) = self.find() else { return false };
+        let Ok(cluster) = crate::dev::Cluster::load(directory) else { return false };
+        cluster.nodes.iter().any(|node| servers.contains(&node.client))
+    }
+
     /// What a connection needs.
     pub(crate) fn options(&self, connect_timeout: Duration) -> Outcomes<Options> {
         let (servers, keyring) = self.find()?;

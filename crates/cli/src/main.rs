@@ -9,6 +9,7 @@ mod discover;
 mod group;
 mod keys;
 mod measure;
+mod members;
 mod node;
 mod output;
 mod parse;
@@ -21,10 +22,11 @@ mod status;
 
 use std::{future::Future, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand, error::ErrorKind};
+use clap::{Args, Parser, Subcommand, error::ErrorKind};
 
 use self::{
     discover::Target,
+    members::MemberCommand,
     output::{Failure, Outcomes},
 };
 
@@ -75,19 +77,25 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
-    /// Run one node in the foreground; SIGTERM drains and stops it
-    Node {
-        /// The node.toml
-        #[arg(long)]
-        config: PathBuf,
-        /// Leave the process session of whoever started it
-        #[arg(long, hide = true)]
-        own_session: bool,
-    },
+    /// Run one node in the foreground; or add, drain, remove nodes
+    Node(NodeArgs),
     #[command(hide = true)]
     DemoProducer(demo::worker::ProducerArgs),
     #[command(hide = true)]
     DemoConsumer(demo::worker::ConsumerArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct NodeArgs {
+    /// The node.toml of the node to run; SIGTERM drains and stops it
+    #[arg(long, required = true)]
+    config: Option<PathBuf>,
+    /// Leave the process session of whoever started it
+    #[arg(long, hide = true)]
+    own_session: bool,
+    #[command(subcommand)]
+    command: Option<MemberCommand>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -147,11 +155,20 @@ fn run(cli: &Cli) -> Outcomes<u8> {
         Command::Bench(BenchCommand::Connections(args)) => bench::connections::run(args, target, json),
         Command::Keys(KeysCommand::Generate { out }) => keys::run(out, json),
         Command::Init { config } => node::refuse_keyring(target).and_then(|()| node::init(config, json)),
-        Command::Node { config, own_session } => {
-            node::refuse_keyring(target).and_then(|()| node::run(config, *own_session))
-        }
+        Command::Node(args) => run_node(args, target, json),
         Command::DemoProducer(args) => wait(demo::worker::produce(args, target)),
         Command::DemoConsumer(args) => wait(demo::worker::consume(args, target)),
+    }
+}
+
+fn run_node(args: &NodeArgs, target: &Target, json: bool) -> Outcomes<u8> {
+    match (&args.command, &args.config) {
+        (Some(MemberCommand::Add { dir, roles }), _) => members::add(dir, roles, json),
+        (Some(command), _) => wait(members::run(command, target, json)),
+        (None, Some(config)) => {
+            node::refuse_keyring(target).and_then(|()| node::run(config, args.own_session))
+        }
+        (None, None) => Err(Failure::usage("--config is missing", "name the node.toml of the node to run")),
     }
 }
 

@@ -48,6 +48,11 @@ fn choose(ephemeral: u16, width: u16, start: u16, is_free: impl Fn(u16) -> bool)
     candidates.filter(|base| *base <= last).find(|base| (*base..base + width).all(&is_free))
 }
 
+/// Whether nobody listens on the ports of the node that begins at `base`.
+pub(crate) fn are_free(base: u16) -> bool {
+    base.checked_add(PER_NODE).is_some_and(|end| (base..end).all(is_free))
+}
+
 fn is_free(port: u16) -> bool {
     TcpListener::bind(("127.0.0.1", port)).is_ok() && UdpSocket::bind(("127.0.0.1", port)).is_ok()
 }

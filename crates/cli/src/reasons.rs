@@ -47,6 +47,7 @@ fn meaning(code: Code) -> Option<&'static str> {
         Code::Corrupt => "the message is damaged on the node's disk (corrupt)",
         Code::NoSuchAddress => "there is no such address (no_such_address)",
         Code::NoSuchGroup => "there is no such group (no_such_group)",
+        Code::NoSuchNode => "the cluster has no such node (no_such_node)",
         _ => return None,
     })
 }

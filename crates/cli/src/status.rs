@@ -52,6 +52,12 @@ struct Problem {
     action: String,
 }
 
+/// Copies of each shard that `stores` nodes can hold: an even number survives no more losses than the odd one below.
+pub(crate) fn copies(stores: usize) -> usize {
+    let most = usize::from(swarmmq_server::REPLICAS).min(stores);
+    if most.is_multiple_of(2) { most.saturating_sub(1).max(1) } else { most }
+}
+
 impl Status {
     fn of(report: StatusReport) -> Self {
         let headless = |shard: &swarmmq_protocol::admin::ShardStatus| {

@@ -37,7 +37,7 @@ const CACHE_BYTES_MAX: usize = 48 << 20;
 /// Messages that the logged horizon runs ahead of deliveries.
 const HORIZON_AHEAD: u64 = 1024;
 /// Copies of each shard in a cluster that is made now.
-const REPLICAS: u8 = 3;
+pub const REPLICAS: u8 = 3;
 /// Of the disk, one part in so many is kept for settlements.
 const RESERVE_FRACTION: u64 = 20;
 /// On small disks, at least so much.

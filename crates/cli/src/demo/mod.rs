@@ -201,7 +201,7 @@ fn play(stage: &mut Stage, events: &Sender<Event>, inbox: &Receiver<Event>) -> O
         DURATION.as_secs()
     ));
     note(format!("after {} s the node is killed (SIGKILL) and started again", FAULT_AT.as_secs()));
-    let cluster = dev::up(&stage.directory, NODES, None)?;
+    let cluster = dev::up(&stage.directory, Some(NODES), None, &[])?;
     let mut progress = Progress::new(format!("node 1 runs, process {}", pid_of(&cluster)));
     let began = Instant::now();
     for number in 0..CONSUMERS {
