@@ -60,8 +60,14 @@ pub(crate) fn copies(stores: usize) -> usize {
 
 impl Status {
     fn of(report: StatusReport) -> Self {
+        let is_dead = |node: &u16| {
+            let known = report.nodes.iter().find(|known| known.id.0 == *node);
+            known.is_none_or(|known| known.state == NodeState::Dead)
+        };
+        // Who leads serves, however far the others are behind; and whose majority has just gone does not for long.
         let headless = |shard: &swarmmq_protocol::admin::ShardStatus| {
-            shard.leader == 0 || shard.in_sync.len() * 2 <= shard.replicas.len()
+            let dead = shard.replicas.iter().filter(|node| is_dead(node)).count();
+            shard.leader == 0 || dead * 2 >= shard.replicas.len()
         };
         let state = if report.shards.iter().any(headless) {
             "critical"
@@ -221,12 +227,14 @@ mod tests {
     fn report() -> StatusReport {
         StatusReport {
             cluster: ClusterId(1),
-            nodes: vec![NodeStatus {
-                id: NodeId(1),
-                state: NodeState::Alive,
-                roles: 0b111,
-                version: "0.1.0".into(),
-            }],
+            nodes: (1..=3)
+                .map(|id| NodeStatus {
+                    id: NodeId(id),
+                    state: NodeState::Alive,
+                    roles: 0b111,
+                    version: "0.1.0".into(),
+                })
+                .collect(),
             shards: vec![ShardStatus {
                 id: ShardId(0),
                 leader: 1,
@@ -240,11 +248,14 @@ mod tests {
 
     #[test]
     fn a_healthy_cluster_has_the_promised_shape() {
-        let status = Status::of(report());
+        let mut report = report();
+        report.nodes.truncate(1);
+        (report.shards[0].replicas, report.shards[0].in_sync) = (vec![1], vec![1]);
+        let status = Status::of(report);
         assert_eq!(status.exit_code(), 0);
         assert_eq!(
             serde_json::to_string(&status).unwrap(),
-            r#"{"healthy":true,"state":"healthy","cluster":"00000000000000000000000000000001","nodes":[{"id":1,"state":"alive","roles":["ingress","router","store"],"version":"0.1.0"}],"shards":[{"id":0,"leader":1,"term":3,"replicas":[1,2,3],"in_sync":[1,2,3]}],"problems":[]}"#
+            r#"{"healthy":true,"state":"healthy","cluster":"00000000000000000000000000000001","nodes":[{"id":1,"state":"alive","roles":["ingress","router","store"],"version":"0.1.0"}],"shards":[{"id":0,"leader":1,"term":3,"replicas":[1],"in_sync":[1]}],"problems":[]}"#
         );
     }
 
@@ -253,6 +264,11 @@ mod tests {
         let mut degraded = report();
         degraded.shards[0].in_sync = vec![1, 2];
         assert_eq!(Status::of(degraded).exit_code(), 10);
+        let mut dead = report();
+        dead.nodes[2].state = NodeState::Dead;
+        assert_eq!(Status::of(dead.clone()).exit_code(), 10);
+        dead.nodes[1].state = NodeState::Dead;
+        assert_eq!(Status::of(dead).exit_code(), 11, "its leader cannot lead for long");
         let mut critical = report();
         critical.shards[0].leader = 0;
         assert_eq!(Status::of(critical).exit_code(), 11);

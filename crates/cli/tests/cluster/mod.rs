@@ -31,6 +31,14 @@ impl Dev {
         dev
     }
 
+    /// Several nodes, with more words for `dev up`.
+    pub fn up_with(nodes: u16, words: &[&str]) -> Self {
+        let dev = Self::nothing();
+        let nodes = nodes.to_string();
+        ok(&dev.run(&[&["dev", "up", "--nodes", &nodes], words].concat()));
+        dev
+    }
+
     /// An empty directory.
     pub fn nothing() -> Self {
         Self { root: tempfile::tempdir().unwrap() }
@@ -78,14 +86,30 @@ impl Dev {
         read_json(&self.directory().join("cluster.json"))
     }
 
-    /// Something that it says about the node.
+    /// Something that it says about the first node.
     pub fn node(&self, field: &str) -> String {
-        self.cluster()["nodes"][0][field].as_str().unwrap().to_owned()
+        self.node_of(1, field)
     }
 
-    /// The process of the node.
+    /// Something that it says about a node.
+    pub fn node_of(&self, id: u16, field: &str) -> String {
+        self.entry(id)[field].as_str().unwrap().to_owned()
+    }
+
+    fn entry(&self, id: u16) -> Value {
+        let cluster = self.cluster();
+        let nodes = cluster["nodes"].as_array().unwrap();
+        nodes.iter().find(|node| node["id"] == id).expect("there is such a node").clone()
+    }
+
+    /// The process of the first node.
     pub fn pid(&self) -> i32 {
-        self.cluster()["nodes"][0]["pid"].as_i64().expect("the node runs") as i32
+        self.pid_of(1)
+    }
+
+    /// The process of a node.
+    pub fn pid_of(&self, id: u16) -> i32 {
+        self.entry(id)["pid"].as_i64().expect("the node runs") as i32
     }
 
     /// Kills the node from outside, as an accident would, and starts it again.
@@ -97,11 +121,12 @@ impl Dev {
 
 impl Drop for Dev {
     fn drop(&mut self) {
-        if let Some(pid) =
-            self.cluster()["nodes"][0]["pid"].as_i64().and_then(|pid| Pid::from_raw(pid as i32))
-        {
-            // It may have ended by itself.
-            let _ended = kill_process(pid, Signal::KILL).is_err();
+        let cluster = self.cluster();
+        for node in cluster["nodes"].as_array().into_iter().flatten() {
+            if let Some(pid) = node["pid"].as_i64().and_then(|pid| Pid::from_raw(pid as i32)) {
+                // It may have ended by itself.
+                let _ended = kill_process(pid, Signal::KILL).is_err();
+            }
         }
     }
 }
