@@ -146,6 +146,15 @@ impl NodeConfig {
         })
     }
 
+    /// Adds more places to ask for the cluster.
+    pub(crate) fn add_seeds(&mut self, seeds: &[SocketAddr]) {
+        for seed in seeds {
+            if *seed != self.peer && !self.seeds.contains(seed) {
+                self.seeds.push(*seed);
+            }
+        }
+    }
+
     /// Where this node listens, for others to know.
     pub(crate) fn addresses(&self) -> Addresses {
         Addresses {

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Write},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -19,6 +19,15 @@ use crate::{StartError, clock};
 /// Data shards of a new cluster.
 const SHARD_COUNT: u32 = 16;
 const FILE: &str = "identity.toml";
+
+/// Why a log cannot be gone on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is empty or gone, or older than what others remember of it.
+    Lost,
+    /// What had been synced is damaged, or makes no sense.
+    Corrupt,
+}
 
 /// Whose disk this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,11 +117,14 @@ impl Identity {
         Ok(identity)
     }
 
-    /// The next life of a disk whose log was lost: it can only join again. What is left of the log is kept beside it.
-    pub(crate) fn renew(&mut self, data: &Path) -> Result<(), StartError> {
+    /// The next life of a disk whose log cannot be gone on with: it can only join again. What is left of the log is kept
+    /// beside it, named after `fate`.
+    ///
+    /// * `incarnation`: of the next life.
+    pub(crate) fn renew(&mut self, data: &Path, incarnation: u64, fate: Fate) -> Result<(), StartError> {
         let log = data.join("log");
         if log.exists() {
-            let aside = data.join(format!("log.lost-{:016x}", self.incarnation));
+            let aside = self.aside(data, fate);
             fs::rename(&log, &aside).map_err(|error| {
                 StartError::local(
                     format!("cannot set {} aside: {error}", log.display()),
@@ -120,10 +132,19 @@ impl Identity {
                 )
             })?;
         }
-        self.incarnation = new_incarnation();
+        self.incarnation = incarnation;
         (self.founder, self.boot, self.begun) = (false, 0, false);
         self.begin_log(data)?;
         self.write(data)
+    }
+
+    /// Where the log of this life goes when it cannot be gone on with.
+    pub(crate) fn aside(&self, data: &Path, fate: Fate) -> PathBuf {
+        let name = match fate {
+            Fate::Lost => "lost",
+            Fate::Corrupt => "corrupt",
+        };
+        data.join(format!("log.{name}-{:016x}", self.incarnation))
     }
 
     /// Counts a start.
@@ -222,7 +243,7 @@ pub(crate) fn refuse_orphaned_log(data: &Path) -> Result<(), StartError> {
     Ok(())
 }
 
-fn unwritable(data: &Path, error: &std::io::Error) -> StartError {
+pub(crate) fn unwritable(data: &Path, error: &std::io::Error) -> StartError {
     StartError::local(
         format!("cannot write to {}: {error}", data.display()),
         "check the directory and its disk",
@@ -373,8 +394,8 @@ mod tests {
         identity.set_begun(dir.path()).unwrap();
         let before = identity;
         fs::write(dir.path().join("log/note"), "left").unwrap();
-        identity.renew(dir.path()).unwrap();
-        assert_ne!(identity.incarnation, before.incarnation);
+        identity.renew(dir.path(), 99, Fate::Lost).unwrap();
+        assert_eq!(identity.incarnation, 99);
         assert_eq!((identity.founder, identity.boot, identity.begun), (false, 0, false));
         assert_eq!((identity.cluster, identity.shard_count), (before.cluster, before.shard_count));
         assert_eq!(Identity::load(dir.path()), Ok(Some(identity)));

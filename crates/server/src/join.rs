@@ -1,4 +1,4 @@
-//! How an empty disk finds its cluster: it asks the seeds, one after the other, until a member answers.
+//! How an empty disk, or one whose log is corrupt, finds its cluster: it asks the seeds, one after the other, until a member answers.
 //!
 //! Nothing is written before one has, and nothing is ever founded here: only `init` does that (safety rule 20).
 
@@ -61,12 +61,15 @@ impl Owner for Joiner {
 }
 
 /// Asks until a seed answers. `None`: somebody asked this process to stop.
+///
+/// * `who`: in words, for people.
 pub(crate) fn find(
     config: &NodeConfig,
     secret: MacKey,
     clock: Clock,
     watch: &mut Watch,
     shared: &Shared,
+    who: &str,
 ) -> Result<Option<Found>, StartError> {
     let addresses = config.addresses();
     let hello = PeerHello {
@@ -87,7 +90,7 @@ pub(crate) fn find(
         StartError::local(format!("cannot start: {error}"), "check the limits of the process")
     })?;
     let mut peers = Peers::start(registry, None, &config.seeds, secret, &joiner, clock.now())?;
-    tracing::info!(node = config.node.0, seeds = ?config.seeds, "an empty disk: joining through the seeds");
+    tracing::info!(node = config.node.0, seeds = ?config.seeds, "{who}: joining through the seeds");
     let mut events = Events::with_capacity(64);
     let mut next_report = Instant(0);
     loop {
@@ -98,6 +101,7 @@ pub(crate) fn find(
         }
         peers.turn(now, &mut budget, &mut joiner);
         if watch.shutdown.is_asked() {
+            tracing::info!("stopped before a seed answered");
             return Ok(None);
         }
         if let Some(error) = peers.take_fatal() {
@@ -108,7 +112,7 @@ pub(crate) fn find(
         }
         if now.monotonic >= next_report {
             next_report = now.monotonic + REPORT_PAUSE;
-            let reason = format!("joining: no seed has answered yet ({})", peers.seeds_in_words());
+            let reason = format!("joining: {who}, and no seed has answered yet ({})", peers.seeds_in_words());
             let report = Report { ready: false, reason, problems: Vec::new(), metrics: Vec::new() };
             shared.publish(&report, &Timings::default());
         }

@@ -1,5 +1,6 @@
 //! How a node touches the world: sockets, disk, clock, telemetry. Everything it decides is decided in the engine.
 
+mod acquaintances;
 mod bootstrap;
 mod clock;
 mod disk;
@@ -19,15 +20,16 @@ use swarmmq_engine::{
     log::{Recovery, SEGMENT_HEADER_BYTES, Verdict},
     node::{self, bug::Bugs},
 };
-use swarmmq_protocol::{mac::MacKey, session::peer::PeerHello};
+use swarmmq_protocol::session::peer::PeerHello;
 
 use self::{
     bootstrap::{NodeConfig, NodeKeyring},
     clock::{Clock, SUCCESSION_TIME_MAX},
     disk::SegmentFiles,
     http::Shared,
-    identity::Identity,
+    identity::{Fate, Identity, new_incarnation},
     shutdown::Watch,
+    worker::Ended,
 };
 
 /// Bytes of one log segment.
@@ -115,7 +117,7 @@ pub fn init(config_path: &Path) -> Result<InitReport, StartError> {
 /// Runs a node until it is told to stop. Returns when it has drained.
 pub fn run(config_path: &Path) -> Result<(), StartError> {
     telemetry::init();
-    let config = NodeConfig::load(config_path)?;
+    let mut config = NodeConfig::load(config_path)?;
     let keyring = NodeKeyring::load(&config.keyring, std::env::var_os("SWARMMQ_KEYRING").is_some())?;
     if Identity::load(&config.data)?.is_none() {
         identity::refuse_orphaned_log(&config.data)?;
@@ -140,79 +142,149 @@ pub fn run(config_path: &Path) -> Result<(), StartError> {
             "use the configuration that made this directory, or another data directory",
         ));
     }
+    if identity.is_some() {
+        config.add_seeds(&acquaintances::load(&config.data));
+    }
     if keyring.peer_secret.is_none() && !config.seeds.is_empty() {
         return Err(NodeKeyring::no_peer_secret(&config.keyring));
     }
     let shared = Shared::default();
     // Before the log is read, which may take long: whoever watches can see that the node lives.
     let admin = http::serve(config.admin, shared.clone())?;
-    let result = run_here(&config, identity, &keyring, shared);
+    let result = run_here(&mut config, identity, &keyring, &shared);
     admin.stop();
     result
 }
 
 fn run_here(
-    config: &NodeConfig,
+    config: &mut NodeConfig,
     identity: Option<Identity>,
     keyring: &NodeKeyring,
-    shared: Shared,
+    shared: &Shared,
 ) -> Result<(), StartError> {
     let clock = Clock::start();
-    // A secret that nobody else knows lets nobody in.
-    let peer_secret = keyring.peer_secret.clone().unwrap_or_else(|| MacKey::new(clock::random()));
     let mut watch = None;
-    let identity = match identity {
+    let find = |config: &NodeConfig, watch: &mut Watch, why: &str| {
+        let secret =
+            keyring.peer_secret.clone().ok_or_else(|| NodeKeyring::no_peer_secret(&config.keyring))?;
+        join::find(config, secret, clock, watch, shared, why)
+    };
+    let mut identity = match identity {
         Some(identity) => identity,
         None => {
-            let watch = watch.insert(Watch::start()?);
-            let Some(found) = join::find(config, peer_secret.clone(), clock, watch, &shared)? else {
-                tracing::info!("stopped before a seed answered");
-                return Ok(());
-            };
+            let Some(found) = find(config, begin_watch(&mut watch)?, "an empty disk")? else { return Ok(()) };
             Identity::join(&config.data, config.node, found.incarnation, found.cluster, found.shard_count)?
         }
     };
-    let (node, files, identity) = open(config, identity, keyring, clock)?;
-    // Until here a signal ends the process at once: there is nothing to finish.
-    let watch = match watch {
-        Some(watch) => watch,
-        None => Watch::start()?,
-    };
-    worker::run(config, worker::Ready { node, files, identity, clock, peer_secret }, watch, shared)
+    loop {
+        let (node, files) = match open(config, &mut identity, keyring, clock)? {
+            Opened::Whole(node, files) => (*node, files),
+            Opened::Corrupt(what) => {
+                refuse_only_copy(config, &what)?;
+                tracing::error!(
+                    data = %config.data.display(),
+                    what,
+                    "THE LOG OF THIS DISK IS CORRUPT: nothing is changed until a member of the cluster answers"
+                );
+                let watch = begin_watch(&mut watch)?;
+                let Some(found) = find(config, watch, "a disk with a corrupt log")? else { return Ok(()) };
+                if found.cluster != identity.cluster {
+                    return Err(StartError::config(
+                        format!(
+                            "the seeds belong to cluster {}, this disk to {}",
+                            found.cluster, identity.cluster
+                        ),
+                        "correct `cluster.seeds`; nothing was changed",
+                    ));
+                }
+                renew(config, &mut identity, found.incarnation, Fate::Corrupt)?;
+                continue;
+            }
+        };
+        identity.count_boot(&config.data)?;
+        // Until here a signal ends the process at once, unless it was asked to wait: there is nothing to finish.
+        let watch = begin_watch(&mut watch)?;
+        let ready = worker::Ready { node, files, identity, clock, peer_secret: keyring.peer_secret.clone() };
+        match worker::run(config, ready, watch, shared)? {
+            Ended::Drained => return Ok(()),
+            Ended::DiskLost { others } => {
+                config.add_seeds(&others);
+                identity = Identity::load(&config.data)?.ok_or_else(|| lost(config))?;
+                renew(config, &mut identity, new_incarnation(), Fate::Lost)?;
+            }
+        }
+    }
 }
 
-/// The node as its log left it, and the log. A lost log makes the disk a new one, if there are others to join again.
+/// From the first call on a signal does not end the process: it is asked to stop.
+fn begin_watch(watch: &mut Option<Watch>) -> Result<&mut Watch, StartError> {
+    Ok(match watch.take() {
+        Some(begun) => watch.insert(begun),
+        None => watch.insert(Watch::start()?),
+    })
+}
+
+/// What was found where the log should be.
+enum Opened {
+    /// A node as its log left it, and the log.
+    Whole(Box<node::Node>, SegmentFiles),
+    /// A log that cannot be gone on with, and why.
+    Corrupt(String),
+}
+
+/// Opens the log. A lost one makes the disk a new one at once, if there are others to join again: there is nothing to keep.
 fn open(
     config: &NodeConfig,
-    mut identity: Identity,
+    identity: &mut Identity,
     keyring: &NodeKeyring,
     clock: Clock,
-) -> Result<(node::Node, SegmentFiles, Identity), StartError> {
-    let mut log = Log::read(config, &identity, keyring)?;
+) -> Result<Opened, StartError> {
+    let mut log = Log::read(config, identity, keyring)?;
     if log.as_ref().is_none_or(|log| log.is_blank() && identity.begun) {
-        renew(config, &mut identity)?;
-        log = Log::read(config, &identity, keyring)?;
+        renew(config, identity, new_incarnation(), Fate::Lost)?;
+        log = Log::read(config, identity, keyring)?;
     }
-    let (node, files) = log.ok_or_else(|| lost(config))?.finish(clock)?;
-    identity.count_boot(&config.data)?;
-    Ok((node, files, identity))
+    Ok(log.ok_or_else(|| lost(config))?.finish(clock))
 }
 
-/// The log that this disk had is gone. What it had promised may be lost with it, so it must not go on under its old name:
-/// it would vote again, and answer with what it does not know any more (safety rules 14 and 20).
-fn renew(config: &NodeConfig, identity: &mut Identity) -> Result<(), StartError> {
+/// The log that this disk had cannot be gone on with. What it had promised may be lost with it, so it must not go on under
+/// its old name: it would vote again, and answer with what it does not know any more (safety rules 14 and 20).
+fn renew(
+    config: &NodeConfig,
+    identity: &mut Identity,
+    incarnation: u64,
+    fate: Fate,
+) -> Result<(), StartError> {
     if config.seeds.is_empty() {
         return Err(lost(config));
     }
-    let before = identity.incarnation;
-    identity.renew(&config.data)?;
+    let before = *identity;
+    identity.renew(&config.data, incarnation, fate)?;
+    let what = match fate {
+        Fate::Lost => "THE LOG OF THIS DISK IS LOST, or older than what others remember of it",
+        Fate::Corrupt => "THE LOG OF THIS DISK IS CORRUPT",
+    };
     tracing::error!(
         data = %config.data.display(),
-        before = format!("{before:016x}"),
+        aside = %before.aside(&config.data, fate).display(),
+        before = format!("{:016x}", before.incarnation),
         now = format!("{:016x}", identity.incarnation),
-        "THE LOG OF THIS DISK IS LOST: it joins its cluster again as a new, empty disk; what only it held is gone"
+        "{what}: it joins its cluster again as a new, empty disk; what only it held is set aside"
     );
     Ok(())
+}
+
+/// A corrupt log is never abandoned where it may be the only copy: nodes that know of fewer than three members keep one.
+fn refuse_only_copy(config: &NodeConfig, what: &str) -> Result<(), StartError> {
+    let others = acquaintances::load(&config.data).len();
+    let may_be_only = if others == 0 { config.seeds.is_empty() } else { others + 1 < usize::from(REPLICAS) };
+    if !may_be_only {
+        return Ok(());
+    }
+    Err(StartError::local(
+        format!("{}: {what}", config.data.join("log").display()),
+        "nobody else has a copy of what is in it, so nothing was changed: copy the data directory, then restore it from a backup",
+    ))
 }
 
 fn lost(config: &NodeConfig) -> StartError {
@@ -314,16 +386,13 @@ impl Log {
     }
 
     /// Rebuilds the node.
-    fn finish(self, clock: Clock) -> Result<(node::Node, SegmentFiles), StartError> {
+    fn finish(self, clock: Clock) -> Opened {
         let Self { files, restore, verdict, .. } = self;
         let mut read = |position, length| files.read_at(position, length);
-        let node = restore.finish(&verdict, clock.now(), &mut read).map_err(|error| {
-            StartError::local(
-                format!("{}: {error}", files.directory().display()),
-                "a single node cannot repair its log; nothing was changed: copy the data directory, then restore it from a backup",
-            )
-        })?;
-        Ok((node, files))
+        match restore.finish(&verdict, clock.now(), &mut read) {
+            Ok(node) => Opened::Whole(Box::new(node), files),
+            Err(error) => Opened::Corrupt(error.to_string()),
+        }
     }
 }
 
@@ -401,16 +470,33 @@ mod tests {
         let keyring = place.directory.path().join("node.keyring");
         let keys = fs::read_to_string(&keyring).unwrap();
         init(&place.config).unwrap();
-        fs::write(
-            &keyring,
-            keys.lines().filter(|line| !line.contains("peer")).collect::<Vec<_>>().join("\n"),
-        )
-        .unwrap();
+        let lines: Vec<&str> = keys.lines().filter(|line| !line.contains("peer")).collect();
+        fs::write(&keyring, lines.join("\n")).unwrap();
         let (code, said) = place.run();
         assert!(
             code == 2 && said.contains("no `peer_secret`") && said.contains("keys generate"),
             "{code} {said}"
         );
+        // Whom it knew counts as much as its seeds.
+        fs::write(&place.config, text).unwrap();
+        acquaintances::save(&place.data(), &["127.0.0.1:9".parse().unwrap()]).unwrap();
+        let (code, said) = place.run();
+        assert!(code == 2 && said.contains("no `peer_secret`"), "{code} {said}");
+    }
+
+    #[test]
+    fn a_corrupt_log_that_may_be_the_only_copy_is_kept() {
+        let place = Place::new();
+        init(&place.config).unwrap();
+        let mut config = NodeConfig::load(&place.config).unwrap();
+        let refused = |config: &NodeConfig| refuse_only_copy(config, "corrupt").is_err();
+        assert!(refused(&config), "it knows nobody");
+        let others = ["127.0.0.1:8", "127.0.0.1:9"].map(|address| address.parse().unwrap());
+        acquaintances::save(&place.data(), &others[..1]).unwrap();
+        config.add_seeds(&others);
+        assert!(refused(&config), "two nodes keep one copy");
+        acquaintances::save(&place.data(), &others).unwrap();
+        assert!(!refused(&config));
     }
 
     /// Opens the log as a start would, with a seed to join through.
@@ -422,11 +508,15 @@ mod tests {
         let config = NodeConfig::load(&place.config).unwrap();
         let keyring = NodeKeyring::load(&config.keyring, false).unwrap();
         let identity = Identity::load(&config.data).unwrap().unwrap();
-        let (node, _, opened) = open(&config, identity, &keyring, Clock::start()).unwrap();
-        assert_eq!(Identity::load(&config.data), Ok(Some(opened)));
+        let mut identity = identity;
+        let Opened::Whole(node, _) = open(&config, &mut identity, &keyring, Clock::start()).unwrap() else {
+            panic!("the log is corrupt");
+        };
+        identity.count_boot(&config.data).unwrap();
+        assert_eq!(Identity::load(&config.data), Ok(Some(identity)));
         let hello = node.hello();
-        assert_eq!((hello.incarnation, hello.boot), (opened.incarnation, opened.boot));
-        opened
+        assert_eq!((hello.incarnation, hello.boot), (identity.incarnation, identity.boot));
+        identity
     }
 
     #[test]

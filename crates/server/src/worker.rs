@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
-    path::PathBuf,
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -12,12 +12,13 @@ use std::{
 use mio::{Events, Interest, Token, event::Event, net::TcpStream};
 use swarmmq_engine::node::{ConnectionId, Effects, Input, Node, Now};
 use swarmmq_protocol::{
-    error::Code, limits::UNAUTHENTICATED_TIME_MAX, mac::MacKey, session::peer::PeerHello, time::Instant,
+    error::Code, id::NodeId, limits::UNAUTHENTICATED_TIME_MAX, mac::MacKey, session::peer::PeerHello,
+    time::Instant,
 };
 
 use crate::{
-    StartError,
-    bootstrap::NodeConfig,
+    StartError, acquaintances,
+    bootstrap::{NodeConfig, NodeKeyring},
     clock::{self, Clock},
     disk::{Disk, DiskEvent, SegmentFiles},
     http::Shared,
@@ -47,12 +48,29 @@ pub(crate) struct Ready {
     pub(crate) files: SegmentFiles,
     pub(crate) identity: Identity,
     pub(crate) clock: Clock,
-    /// What nodes prove to each other that they know.
-    pub(crate) peer_secret: MacKey,
+    /// What nodes prove to each other that they know. None: this node has been alone and stays so.
+    pub(crate) peer_secret: Option<MacKey>,
 }
 
-/// Runs a node until it has drained.
-pub(crate) fn run(config: &NodeConfig, ready: Ready, watch: Watch, shared: Shared) -> Result<(), StartError> {
+/// How a node ends that could start.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It was asked to, and has drained.
+    Drained,
+    /// Others know more of its log than its disk: it can only come back as a new disk (safety rule 14).
+    DiskLost {
+        /// Where those listen for nodes who had a link with it.
+        others: Vec<SocketAddr>,
+    },
+}
+
+/// Runs a node until it has drained, or its disk turns out to be lost.
+pub(crate) fn run(
+    config: &NodeConfig,
+    ready: Ready,
+    watch: &mut Watch,
+    shared: &Shared,
+) -> Result<Ended, StartError> {
     raise_file_limit();
     let internal = |error: io::Error| {
         StartError::local(format!("cannot start: {error}"), "check the limits of the process")
@@ -65,7 +83,9 @@ pub(crate) fn run(config: &NodeConfig, ready: Ready, watch: Watch, shared: Share
         .transpose()?;
     let own = registry.try_clone().map_err(internal)?;
     let now = clock.now();
-    let mut peers = Peers::start(own, Some(config.peer), &config.seeds, peer_secret, &node, now)?;
+    // A secret that nobody else knows lets nobody in.
+    let secret = peer_secret.clone().unwrap_or_else(|| MacKey::new(clock::random()));
+    let mut peers = Peers::start(own, Some(config.peer), &config.seeds, secret, &node, now)?;
     if identity.founder {
         // Whoever made the cluster is a member from the beginning: it waits for nobody to let it in.
         peers.set_members(now, &[], &mut node);
@@ -73,8 +93,9 @@ pub(crate) fn run(config: &NodeConfig, ready: Ready, watch: Watch, shared: Share
     let disk = Disk::start(files, Arc::clone(&watch.waker)).map_err(internal)?;
     let mut worker = Worker {
         watch,
-        data: config.data.clone(),
+        config,
         identity,
+        has_secret: peer_secret.is_some(),
         listener,
         peers,
         disk,
@@ -87,6 +108,8 @@ pub(crate) fn run(config: &NodeConfig, ready: Ready, watch: Watch, shared: Share
         scratch: vec![0; SCRATCH_BYTES],
         clock,
         drain_until: None,
+        disk_lost: false,
+        fatal: None,
         shared,
         next_report: Instant(0),
         timings: Timings::default(),
@@ -123,10 +146,12 @@ impl Owner for Node {
     }
 }
 
-struct Worker {
-    watch: Watch,
-    data: PathBuf,
+struct Worker<'a> {
+    watch: &'a mut Watch,
+    config: &'a NodeConfig,
     identity: Identity,
+    /// Whether it can prove to other nodes that it belongs to them.
+    has_secret: bool,
     /// Gone when draining: whoever tries then is refused at once and goes elsewhere. Never there without the role.
     listener: Option<Listener>,
     /// Up until the node has drained: others take over what it leads.
@@ -144,7 +169,9 @@ struct Worker {
     scratch: Vec<u8>,
     clock: Clock,
     drain_until: Option<Instant>,
-    shared: Shared,
+    disk_lost: bool,
+    fatal: Option<StartError>,
+    shared: &'a Shared,
     next_report: Instant,
     timings: Timings,
     was_ready: bool,
@@ -152,8 +179,8 @@ struct Worker {
     problems: Vec<String>,
 }
 
-impl Worker {
-    fn run(&mut self) -> Result<(), StartError> {
+impl Worker<'_> {
+    fn run(&mut self) -> Result<Ended, StartError> {
         let mut events = Events::with_capacity(1024);
         let mut drained = self.step(self.clock.now());
         while !self.is_done(drained) {
@@ -188,12 +215,15 @@ impl Worker {
             self.peers.turn(now, &mut budget, &mut self.node);
             drained = self.step(now);
             self.report(now);
-            if let Some(error) = self.peers.take_fatal() {
+            if self.disk_lost && self.drain_until.is_none() {
+                return Ok(Ended::DiskLost { others: self.peers.linked_addresses() });
+            }
+            if let Some(error) = self.fatal.take().or_else(|| self.peers.take_fatal()) {
                 return Err(error);
             }
         }
         tracing::info!(drained, "stopped");
-        Ok(())
+        Ok(Ended::Drained)
     }
 
     fn is_done(&self, drained: bool) -> bool {
@@ -330,7 +360,7 @@ impl Worker {
     /// From the first batch on, an empty log is a lost one. That is on the disk before anybody hears of the batch.
     fn synced(&mut self, batch: u64) -> Input {
         if !self.identity.begun
-            && let Err(error) = self.identity.set_begun(&self.data)
+            && let Err(error) = self.identity.set_begun(&self.config.data)
         {
             tracing::error!(%error, "the log stopped: nothing is acknowledged any more");
             self.next_report = Instant(0);
@@ -393,8 +423,9 @@ impl Worker {
         }
         self.peers.flush(now, &mut self.node);
         if let Some(members) = effects.peers {
-            self.peers.set_members(now, &members, &mut self.node);
+            self.meet(now, &members);
         }
+        self.disk_lost |= effects.lost_disk;
         for id in effects.closes {
             let connection = id.0 as usize;
             let Some(link) = self.links.get_mut(&connection) else { continue };
@@ -406,6 +437,19 @@ impl Worker {
             }
         }
         effects.drained
+    }
+
+    /// These are the members, this node among them or not.
+    fn meet(&mut self, now: Now, members: &[(NodeId, String)]) {
+        let others = members.iter().filter(|(node, _)| *node != self.config.node);
+        let others: Vec<SocketAddr> = others.filter_map(|(_, address)| address.parse().ok()).collect();
+        if !self.has_secret && !others.is_empty() {
+            self.fatal = Some(NodeKeyring::no_peer_secret(&self.config.keyring));
+        }
+        if let Err(error) = acquaintances::save(&self.config.data, &others) {
+            tracing::warn!(%error, "who the other members are is not remembered");
+        }
+        self.peers.set_members(now, members, &mut self.node);
     }
 
     fn write(&mut self, now: Now, connection: usize) {

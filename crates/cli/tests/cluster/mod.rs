@@ -189,6 +189,12 @@ pub fn lines(output: &Output) -> Vec<Value> {
         .collect()
 }
 
+/// The same, as far as it is JSON: of whoever may have failed.
+pub fn read_lines(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
 /// The result: the last line.
 pub fn last(output: &Output) -> Value {
     lines(output).pop().unwrap_or_else(|| panic!("nothing printed: {}", errors(output)))

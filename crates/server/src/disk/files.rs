@@ -98,11 +98,6 @@ impl SegmentFiles {
         Ok(files)
     }
 
-    /// Where they lie.
-    pub(crate) fn directory(&self) -> &Path {
-        &self.directory
-    }
-
     /// Numbers of the segments.
     pub(crate) fn sequences(&self) -> Vec<u32> {
         self.open.keys().copied().collect()

@@ -292,6 +292,11 @@ impl Peers {
         self.fatal.take()
     }
 
+    /// Where those listen who have a link with this node.
+    pub(crate) fn linked_addresses(&self) -> Vec<SocketAddr> {
+        self.roster.linked_addresses()
+    }
+
     /// What became of every seed, for people.
     pub(crate) fn seeds_in_words(&self) -> String {
         self.roster.seeds_in_words()

@@ -132,6 +132,11 @@ impl Roster {
         }
     }
 
+    /// Where those listen who are linked.
+    pub(crate) fn linked_addresses(&self) -> Vec<SocketAddr> {
+        self.linked.values().flatten().copied().collect()
+    }
+
     /// Whether nobody is linked.
     pub(crate) fn is_alone(&self) -> bool {
         self.linked.is_empty()
