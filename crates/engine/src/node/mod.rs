@@ -173,7 +173,8 @@ impl Node {
     fn assemble(config: Config, now: Now, writer: Writer, shards: Vec<Shard>, segments: Vec<u32>) -> Self {
         let space = Space { segments: segments.into_iter().collect() };
         // Others may still answer what an earlier process of this node asked: no number may come again.
-        let next_number = (config.boot & BOOTS_TOLD_APART) << NUMBER_BITS;
+        let life = crate::shard::consensus::mix(config.incarnation ^ config.boot.rotate_left(32));
+        let next_number = (life & BOOTS_TOLD_APART) << NUMBER_BITS;
         Self {
             dirty: vec![true; shards.len()],
             wakes: vec![None; shards.len()],

@@ -463,6 +463,9 @@ impl Node {
                 self.welcome(now, node);
             }
         }
+        if !all && self.peers.news.is_empty() {
+            return;
+        }
         let news = std::mem::take(&mut self.peers.news);
         let told: Vec<usize> = (0..self.shards.len())
             .filter(|index| (all || news.contains(index)) && self.shards[*index].is_serving())

@@ -63,6 +63,8 @@ pub const RECORD_INSTALLED: u8 = 6;
 const ENTRY_BYTES: usize = 1 << 20;
 /// Bytes of a snapshot in one record.
 const SNAPSHOT_PART_BYTES: usize = 4 << 20;
+/// Bytes before the state in each of these records: which part of how many, hard state.
+const SNAPSHOT_HEAD_BYTES: usize = 32;
 /// Bytes read at once for a backlog.
 const READ_AHEAD_BYTES: u32 = 256 << 10;
 /// Pause between looks for messages that are old enough to go.
@@ -675,7 +677,8 @@ impl Shard {
             head.extend_from_slice(&u64::to_be_bytes(number));
         }
         let bytes = self.state.to_bytes();
-        let parts: Vec<&[u8]> = bytes.chunks(SNAPSHOT_PART_BYTES).collect();
+        let part_bytes = SNAPSHOT_PART_BYTES.min(log.body_bytes_max() - SNAPSHOT_HEAD_BYTES);
+        let parts: Vec<&[u8]> = bytes.chunks(part_bytes).collect();
         let mut first = None;
         for (part, chunk) in parts.iter().enumerate() {
             let mut numbers = [0; 8];
