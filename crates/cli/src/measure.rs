@@ -98,6 +98,11 @@ impl Gap {
         self.last = self.last.max(now);
     }
 
+    /// The same with nothing counted yet.
+    pub(crate) fn anew(&self) -> Self {
+        Self { last: self.last, longest: 0 }
+    }
+
     /// Work that was there since `since` is given up at `now`: nothing came for it.
     pub(crate) fn gave_up(&mut self, since: u64, now: u64) {
         self.longest = self.longest.max(now.saturating_sub(since.max(self.last)));

@@ -1,4 +1,4 @@
-//! The demo as a visitor meets it: separate processes, a kill in the middle, a verdict, and nothing left behind.
+//! The demo as a visitor meets it: separate processes, faults in the middle, a verdict, and nothing left behind.
 
 mod cluster;
 
@@ -33,7 +33,7 @@ fn processes(dev: &Dev) -> Vec<String> {
 }
 
 #[test]
-fn a_node_is_killed_under_load_and_every_message_comes_exactly_once() {
+fn nodes_are_lost_under_load_and_every_message_comes_exactly_once() {
     let dev = Dev::nothing();
     let began = Instant::now();
     let mut running = demo(&dev, &["--json"]);
@@ -50,28 +50,36 @@ fn a_node_is_killed_under_load_and_every_message_comes_exactly_once() {
     let mut output = String::new();
     running.0.stdout.take().unwrap().read_to_string(&mut output).unwrap();
     assert_eq!(running.code(), Some(0), "{output}\n{rest:#?}");
-    assert!(began.elapsed() < Duration::from_secs(30), "it took {:?}", began.elapsed());
-    for part in ["was killed", "is back"] {
+    assert!(began.elapsed() < Duration::from_secs(45), "it took {:?}", began.elapsed());
+    for part in ["kill -9", "started again", "SIGSTOP"] {
         assert!(rest.iter().any(|line| line.contains(part)), "{part}: {rest:#?}");
     }
 
     let report: Value = serde_json::from_str(output.lines().last().unwrap()).unwrap();
     assert_eq!(output.lines().count(), 1, "progress goes to standard error");
     for (field, value) in [
-        ("nodes", 1),
-        ("acknowledged", 10_000),
-        ("delivered", 10_000),
+        ("nodes", 5),
+        ("sent", 18_000),
+        ("acknowledged", 18_000),
+        ("delivered", 18_000),
         ("lost", 0),
         ("duplicated", 0),
+        ("out_of_order", 0),
         ("unknown", 0),
     ] {
         assert_eq!(report[field], json!(value), "{field} in {report}");
     }
     assert_eq!(report["verdict"], "passed");
     let faults = report["faults"].as_array().unwrap();
-    assert_eq!(faults[0]["what"], "kill -9 node 1");
-    assert!(faults.iter().all(|fault| fault["at_s"].as_f64().unwrap() >= 4.0), "{report}");
-    assert!(report["longest_publish_gap_ms"].as_f64().unwrap() > 0.0, "{report}");
+    assert_eq!(faults.len(), 6);
+    let words = ["the leader", "started again", "a follower", "started again", "stands still", "goes on"];
+    for (fault, words) in faults.iter().zip(words) {
+        assert!(fault["what"].as_str().unwrap().contains(words), "{report}");
+        for gap in ["publish_gap_ms", "delivery_gap_ms"] {
+            let longest = report[format!("longest_{gap}")].as_f64().unwrap();
+            assert!((0.0..=longest).contains(&fault[gap].as_f64().unwrap()) && longest > 0.0, "{report}");
+        }
+    }
     assert!(report["latency_us"]["p99"].as_f64() >= report["latency_us"]["p50"].as_f64(), "{report}");
     assert_eq!(processes(&dev), [""; 0], "every process has ended");
     assert_eq!(fs::read_dir(dev.path("")).unwrap().count(), 0, "its directory is gone");

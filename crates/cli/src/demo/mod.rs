@@ -1,17 +1,16 @@
-//! `demo`: a cluster of real processes, real traffic, a node killed while it runs, and a verdict.
+//! `demo`: five nodes as processes, real traffic, faults while it runs, and a verdict.
 
+mod judge;
+mod progress;
+mod stage;
 pub(crate) mod worker;
 
 use std::{
-    fs,
-    io::{BufRead, BufReader, IsTerminal, Write},
-    os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
     time::{Duration, Instant},
 };
 
+use rustix::process::Signal;
 use serde::Serialize;
 use swarmmq_client::{Options, SwarmMq};
 use swarmmq_protocol::{
@@ -19,72 +18,83 @@ use swarmmq_protocol::{
     id::Address,
 };
 
-use self::worker::News;
+use self::{
+    judge::{Judge, Verdict},
+    progress::Progress,
+    stage::Stage,
+    worker::{News, now_ns},
+};
 use crate::{
     dev::{self, Cluster},
     discover::load_keyring,
-    measure::{Bitmap, Gap, Latency, LatencyReport, millis},
+    measure::LatencyReport,
     output::{Failure, Outcomes, note, print, say},
     runtime, signals,
 };
 
 const ADDRESS: &str = "demo.orders";
-const NODES: u16 = 1;
+const NODES: u16 = 5;
 const PRODUCERS: u16 = 2;
 const CONSUMERS: u16 = 2;
 /// Messages per second of each producer.
 const RATE: u32 = 500;
 /// How long producers publish.
-const DURATION: Duration = Duration::from_secs(10);
-/// When the node is killed.
-const FAULT_AT: Duration = Duration::from_secs(4);
+const DURATION: Duration = Duration::from_secs(18);
+/// What goes wrong, and when.
+const FAULTS: [(Duration, Blow); 6] = [
+    (Duration::from_secs(3), Blow::KillLeader),
+    (Duration::from_secs(6), Blow::Restart),
+    (Duration::from_secs(8), Blow::KillFollower),
+    (Duration::from_secs(10), Blow::Restart),
+    (Duration::from_secs(12), Blow::Freeze),
+    (Duration::from_secs(14), Blow::Thaw),
+];
 /// Time after the load for everything to arrive. A message finds its fate well before.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(15);
 const _: () = assert!(worker::DEADLINE.as_secs() < DRAIN_TIME_MAX.as_secs());
+/// Time for consumers to join.
+const JOIN_TIME_MAX: Duration = Duration::from_secs(10);
 const PROGRESS_PAUSE: Duration = Duration::from_millis(250);
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
+
+/// Something that goes wrong, or is mended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blow {
+    KillLeader,
+    KillFollower,
+    /// Of the node that was killed.
+    Restart,
+    Freeze,
+    Thaw,
+}
 
 /// The result.
 #[derive(Debug, Serialize)]
 struct Report {
     verdict: Verdict,
     nodes: u16,
+    sent: u64,
     acknowledged: u64,
     delivered: u64,
     lost: u64,
     duplicated: u64,
+    out_of_order: u64,
     unknown: u64,
     faults: Vec<Fault>,
     seconds: f64,
     longest_publish_gap_ms: f64,
+    longest_delivery_gap_ms: f64,
     latency_us: LatencyReport,
-}
-
-/// What the demo shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Verdict {
-    Passed,
-    /// Something was lost or came twice, or the load did not come to its end.
-    Failed,
-    /// Nothing is known to be wrong, but the fate of some messages is open.
-    Unknown,
-}
-
-impl Verdict {
-    fn exit_code(self) -> u8 {
-        match self {
-            Self::Passed => 0,
-            Self::Failed => 1,
-            Self::Unknown => 5,
-        }
-    }
 }
 
 #[derive(Clone, Debug, Serialize)]
 struct Fault {
     what: String,
     at_s: f64,
+    /// Longest time a producer with something to send saw no acknowledgement, until the next fault.
+    publish_gap_ms: f64,
+    /// Longest time messages waited and none was delivered.
+    delivery_gap_ms: f64,
 }
 
 /// What reaches the judge.
@@ -92,89 +102,6 @@ enum Event {
     News(News),
     Ended(String),
     Interrupted,
-}
-
-/// Counts what was acknowledged and what was delivered.
-struct Judge {
-    acknowledged: Vec<Bitmap>,
-    delivered: Vec<Bitmap>,
-    unknown: Vec<Bitmap>,
-    duplicated: u64,
-    gaps: Vec<Gap>,
-    latency: Latency,
-    done: u16,
-    failure: Option<String>,
-}
-
-impl Judge {
-    fn new() -> Self {
-        Self {
-            acknowledged: vec![Bitmap::default(); PRODUCERS.into()],
-            delivered: vec![Bitmap::default(); PRODUCERS.into()],
-            unknown: vec![Bitmap::default(); PRODUCERS.into()],
-            duplicated: 0,
-            gaps: vec![Gap::default(); PRODUCERS.into()],
-            latency: Latency::new(),
-            done: 0,
-            failure: None,
-        }
-    }
-
-    fn hear(&mut self, news: News) {
-        match news {
-            News::Acknowledged { producer, sequence, handed_ns, now_ns } => {
-                self.acknowledged[usize::from(producer)].insert(sequence);
-                self.gaps[usize::from(producer)].progress(handed_ns, now_ns);
-            }
-            News::Unknown { producer, sequence, handed_ns, now_ns } => {
-                self.unknown[usize::from(producer)].insert(sequence);
-                self.gaps[usize::from(producer)].gave_up(handed_ns, now_ns);
-            }
-            News::Delivered { producer, sequence, latency_ns } => {
-                if self.delivered[usize::from(producer)].insert(sequence) {
-                    self.latency.record_ns(latency_ns);
-                } else {
-                    self.duplicated += 1;
-                }
-            }
-            News::Done => self.done += 1,
-            News::Failed { message } => {
-                self.failure.get_or_insert(message);
-            }
-        }
-    }
-
-    fn count(bitmaps: &[Bitmap]) -> u64 {
-        bitmaps.iter().map(Bitmap::len).sum()
-    }
-
-    fn missing(&self, bitmaps: &[Bitmap]) -> u64 {
-        bitmaps.iter().zip(&self.delivered).map(|(these, seen)| these.missing_in(seen)).sum()
-    }
-
-    /// Acknowledged and never delivered.
-    fn lost(&self) -> u64 {
-        self.missing(&self.acknowledged)
-    }
-
-    /// Neither acknowledged nor delivered: a delivery resolves what the answer did not.
-    fn unknown(&self) -> u64 {
-        self.missing(&self.unknown)
-    }
-
-    fn is_complete(&self) -> bool {
-        self.done == PRODUCERS && self.lost() == 0
-    }
-
-    fn verdict(&self) -> Verdict {
-        if !self.is_complete() || self.duplicated > 0 {
-            Verdict::Failed
-        } else if self.unknown() > 0 {
-            Verdict::Unknown
-        } else {
-            Verdict::Passed
-        }
-    }
 }
 
 /// The command.
@@ -196,21 +123,32 @@ pub(crate) fn run(as_json: bool) -> Outcomes<u8> {
 
 fn play(stage: &mut Stage, events: &Sender<Event>, inbox: &Receiver<Event>) -> Outcomes<Report> {
     note(format!(
-        "one node, {PRODUCERS} producers and {CONSUMERS} consumers, each a process of its own; {} messages a second for {} s",
+        "{NODES} nodes, {PRODUCERS} producers and {CONSUMERS} consumers, each a process of its own; {} messages a second for {} s",
         u32::from(PRODUCERS) * RATE,
         DURATION.as_secs()
     ));
-    note(format!("after {} s the node is killed (SIGKILL) and started again", FAULT_AT.as_secs()));
+    note(
+        "meanwhile the leader is killed (SIGKILL), then a follower, then a node stands still for 2 s (SIGSTOP)",
+    );
+    let starting = Instant::now();
     let cluster = dev::up(&stage.directory, Some(NODES), None, &[])?;
-    let mut progress = Progress::new(format!("node 1 runs, process {}", pid_of(&cluster)));
+    let made = starting.elapsed();
     let began = Instant::now();
+    let mut progress = Progress::new(format!(
+        "{NODES} nodes serve, {:.1} s after the first was started",
+        made.as_secs_f64()
+    ));
     for number in 0..CONSUMERS {
-        stage.spawn(
-            &cluster,
-            &["demo-consumer", "--address", ADDRESS],
-            &format!("consumer {number}"),
-            events,
-        )?;
+        let words = ["demo-consumer", "--address", ADDRESS];
+        stage.spawn(&cluster, &words, &format!("consumer {number}"), events)?;
+    }
+    let mut judge = Judge::new();
+    let limit = Instant::now() + JOIN_TIME_MAX;
+    while !judge.is_ready() {
+        hear(&mut judge, inbox, LOOK_PAUSE)?;
+        if Instant::now() > limit {
+            return Err(Failure::new(1, "demo", "the consumers cannot join", "run it again"));
+        }
     }
     for number in 0..PRODUCERS {
         let (number, rate, seconds) = (number.to_string(), RATE.to_string(), DURATION.as_secs().to_string());
@@ -227,19 +165,14 @@ fn play(stage: &mut Stage, events: &Sender<Event>, inbox: &Receiver<Event>) -> O
         ];
         stage.spawn(&cluster, &words, &format!("producer {number}"), events)?;
     }
-    let mut judge = Judge::new();
-    let mut faults = Vec::new();
-    let limit = began + DURATION + DRAIN_TIME_MAX;
+    let limit = Instant::now() + DURATION + DRAIN_TIME_MAX;
+    let mut script =
+        Script { cluster: &cluster, down: None, next: 0, load_began: Instant::now(), faults: Vec::new() };
     while !judge.is_complete() && Instant::now() < limit {
         hear(&mut judge, inbox, PROGRESS_PAUSE)?;
         progress.show(&judge, began);
-        if faults.is_empty() && began.elapsed() >= FAULT_AT {
-            dev::kill(&stage.directory, 1)?;
-            faults.push(Fault { what: "kill -9 node 1".into(), at_s: tenths(began.elapsed()) });
-            progress.turn(format!("node 1 was killed, process {} is gone", pid_of(&cluster)), &judge, began);
-            let again = dev::start(&stage.directory, 1)?;
-            faults.push(Fault { what: "node 1 serves again".into(), at_s: tenths(began.elapsed()) });
-            progress.turn(format!("node 1 is back, process {}", pid_of(&again)), &judge, began);
+        if let Some(blow) = script.due() {
+            script.strike(stage, blow, &mut judge, &mut progress, began)?;
         }
     }
     if judge.is_complete() {
@@ -247,23 +180,127 @@ fn play(stage: &mut Stage, events: &Sender<Event>, inbox: &Receiver<Event>) -> O
     }
     while hear(&mut judge, inbox, Duration::ZERO)? {}
     progress.end();
+    let mut faults = script.faults;
+    for (number, fault) in faults.iter_mut().enumerate() {
+        (fault.publish_gap_ms, fault.delivery_gap_ms) = judge.gaps_ms(number);
+    }
+    let (longest_publish_gap_ms, longest_delivery_gap_ms) = judge.longest_gaps_ms();
     Ok(Report {
         verdict: judge.verdict(),
         nodes: NODES,
-        acknowledged: Judge::count(&judge.acknowledged),
-        delivered: Judge::count(&judge.delivered),
+        sent: judge.sent(),
+        acknowledged: judge.acknowledged(),
+        delivered: judge.delivered(),
         lost: judge.lost(),
         duplicated: judge.duplicated,
+        out_of_order: judge.out_of_order,
         unknown: judge.unknown(),
         faults,
         seconds: tenths(began.elapsed()),
-        longest_publish_gap_ms: millis(judge.gaps.iter().map(Gap::longest).max().unwrap_or_default()),
-        latency_us: judge.latency.report(),
+        longest_publish_gap_ms,
+        longest_delivery_gap_ms,
+        latency_us: judge.latency(),
     })
 }
 
-fn pid_of(cluster: &Cluster) -> i32 {
-    cluster.nodes.iter().find_map(|node| node.pid).unwrap_or_default()
+/// The faults, one after the other.
+struct Script<'a> {
+    cluster: &'a Cluster,
+    /// The node that is down or stands still.
+    down: Option<u16>,
+    next: usize,
+    load_began: Instant,
+    faults: Vec<Fault>,
+}
+
+impl Script<'_> {
+    fn due(&mut self) -> Option<Blow> {
+        let (at, blow) = FAULTS.get(self.next).copied()?;
+        (self.load_began.elapsed() >= at).then(|| {
+            self.next += 1;
+            blow
+        })
+    }
+
+    fn strike(
+        &mut self,
+        stage: &Stage,
+        blow: Blow,
+        judge: &mut Judge,
+        progress: &mut Progress,
+        began: Instant,
+    ) -> Outcomes<()> {
+        let victim = match (blow, self.down.take()) {
+            (Blow::Restart | Blow::Thaw, Some(node)) => node,
+            (Blow::Restart | Blow::Thaw, None) => return Ok(()),
+            (Blow::KillFollower, _) => replicas(self.cluster)?.1,
+            (Blow::KillLeader | Blow::Freeze, _) => replicas(self.cluster)?.0,
+        };
+        judge.fault(now_ns());
+        let at_s = tenths(began.elapsed());
+        let what = match blow {
+            Blow::KillLeader | Blow::KillFollower => {
+                let which = if blow == Blow::KillLeader { "the leader" } else { "a follower" };
+                dev::kill(&stage.directory, victim)?;
+                self.down = Some(victim);
+                format!("kill -9 node {victim}, {which}")
+            }
+            Blow::Restart => {
+                dev::start(&stage.directory, victim)?;
+                format!("node {victim} started again")
+            }
+            Blow::Freeze => {
+                dev::tell(&stage.directory, victim, Signal::STOP)?;
+                self.down = Some(victim);
+                format!("node {victim}, the leader, stands still for 2 s (SIGSTOP)")
+            }
+            Blow::Thaw => {
+                dev::tell(&stage.directory, victim, Signal::CONT)?;
+                format!("node {victim} goes on (SIGCONT)")
+            }
+        };
+        progress.turn(what.clone(), judge, began);
+        self.faults.push(Fault { what, at_s, publish_gap_ms: 0.0, delivery_gap_ms: 0.0 });
+        Ok(())
+    }
+}
+
+/// Who leads the shard that is measured, and one who follows.
+fn replicas(cluster: &Cluster) -> Outcomes<(u16, u16)> {
+    let broken = || Failure::new(1, "demo", "the cluster does not say who leads", "run it again");
+    with_client(cluster, async |client| {
+        let address = Address::parse(ADDRESS).expect("follows the grammar");
+        let limit = Instant::now() + JOIN_TIME_MAX;
+        loop {
+            let info = client.admin(AdminRequest::AddressInfo { address: address.clone() }).await?;
+            let status = client.admin(AdminRequest::Status).await?;
+            let (Some(AdminAnswer::Address(info)), Some(AdminAnswer::Status(status))) = (info, status) else {
+                return Err(broken());
+            };
+            let shard = info.shards.first().ok_or_else(broken)?.id;
+            let shard = status.shards.iter().find(|known| known.id == shard).ok_or_else(broken)?;
+            if let Some(follower) = shard.replicas.iter().find(|node| **node != shard.leader)
+                && shard.leader != 0
+            {
+                return Ok((shard.leader, *follower));
+            }
+            if Instant::now() > limit {
+                return Err(broken());
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    })
+}
+
+fn with_client<T>(cluster: &Cluster, work: impl AsyncFnOnce(&SwarmMq) -> Outcomes<T>) -> Outcomes<T> {
+    let keyring = load_keyring(&cluster.keyring.to_string_lossy())?;
+    let servers = cluster.nodes.iter().map(|node| node.client.clone()).collect();
+    runtime()?.block_on(async {
+        let client = SwarmMq::connect(Options::new(servers, keyring)).await?;
+        let result = work(&client).await;
+        client.close().await;
+        result
+    })
 }
 
 fn tenths(duration: Duration) -> f64 {
@@ -297,11 +334,8 @@ fn hear(judge: &mut Judge, inbox: &Receiver<Event>, patience: Duration) -> Outco
 
 /// Waits until the group has nothing left to settle: a late duplicate would come before that.
 fn settle(cluster: &Cluster, limit: Instant) -> Outcomes<()> {
-    let address = Address::parse(ADDRESS).expect("follows the grammar");
-    let keyring = load_keyring(&cluster.keyring.to_string_lossy())?;
-    let servers = cluster.nodes.iter().map(|node| node.client.clone()).collect();
-    runtime()?.block_on(async {
-        let client = SwarmMq::connect(Options::new(servers, keyring)).await?;
+    with_client(cluster, async |client| {
+        let address = Address::parse(ADDRESS).expect("follows the grammar");
         while Instant::now() < limit {
             let answer = client.admin(AdminRequest::AddressInfo { address: address.clone() }).await?;
             let Some(AdminAnswer::Address(info)) = answer else { break };
@@ -310,7 +344,6 @@ fn settle(cluster: &Cluster, limit: Instant) -> Outcomes<()> {
             }
             tokio::time::sleep(LOOK_PAUSE).await;
         }
-        client.close().await;
         Ok(())
     })
 }
@@ -329,163 +362,34 @@ fn watch_signals(events: Sender<Event>) -> Outcomes<()> {
     Ok(())
 }
 
-/// The directory and the processes.
-struct Stage {
-    directory: PathBuf,
-    workers: Vec<Child>,
-}
-
-impl Stage {
-    fn build() -> Outcomes<Self> {
-        let mut random = [0; 8];
-        aws_lc_rs::rand::fill(&mut random).expect("the operating system gives random bytes");
-        let directory =
-            std::env::temp_dir().join(format!("swarmmq-demo-{:016x}", u64::from_be_bytes(random)));
-        fs::DirBuilder::new().mode(0o700).create(&directory).map_err(|error| {
-            Failure::local(
-                format!("cannot make {}: {error}", directory.display()),
-                "set TMPDIR to a directory with room",
-            )
-        })?;
-        Ok(Self { directory, workers: Vec::new() })
-    }
-
-    fn spawn(
-        &mut self,
-        cluster: &Cluster,
-        words: &[&str],
-        who: &str,
-        events: &Sender<Event>,
-    ) -> Outcomes<()> {
-        let broken = |error: std::io::Error| {
-            Failure::local(format!("cannot start {who}: {error}"), "check process limits")
-        };
-        let servers: Vec<&str> = cluster.nodes.iter().map(|node| node.client.as_str()).collect();
-        let mut child = Command::new(std::env::current_exe().map_err(broken)?)
-            .args(words)
-            .args(["--servers", &servers.join(",")])
-            .arg("--keyring")
-            .arg(&cluster.keyring)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(broken)?;
-        let output = child.stdout.take().expect("it was asked for a pipe");
-        self.workers.push(child);
-        let (events, who) = (events.clone(), who.to_owned());
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                let Ok(news) = serde_json::from_str(&line) else { continue };
-                if events.send(Event::News(news)).is_err() {
-                    return;
-                }
-            }
-            // If the judge has gone, nobody needs to know.
-            let _over = events.send(Event::Ended(who)).is_err();
-        });
-        Ok(())
-    }
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        for worker in &mut self.workers {
-            // One that has ended already cannot be killed; waiting leaves no dead entry behind either way.
-            let _ended = worker.kill().and_then(|()| worker.wait()).is_err();
-        }
-        clean_up(&self.directory);
-    }
-}
-
-/// Ends the nodes and removes the directory; what cannot be removed is named.
-fn clean_up(directory: &Path) {
-    if let Ok(cluster) = Cluster::load(directory) {
-        for node in cluster.nodes.iter().filter(|node| node.pid.is_some()) {
-            if let Err(failure) = dev::kill(directory, node.id) {
-                note(format!("node {} is left behind: {}", node.id, failure.message));
-            }
-        }
-    }
-    if let Err(error) = fs::remove_dir_all(directory) {
-        note(format!("{} is left behind: {error}", directory.display()));
-    }
-}
-
-/// One line that changes on a terminal; one line a second, and one at every turn, elsewhere.
-struct Progress {
-    terminal: bool,
-    last: Instant,
-    stage: String,
-}
-
-impl Progress {
-    fn new(stage: String) -> Self {
-        Self { terminal: std::io::stderr().is_terminal(), last: Instant::now(), stage }
-    }
-
-    /// Something happened to the node.
-    fn turn(&mut self, stage: String, judge: &Judge, began: Instant) {
-        self.stage = stage;
-        self.write(judge, began);
-    }
-
-    fn show(&mut self, judge: &Judge, began: Instant) {
-        let pause = if self.terminal { PROGRESS_PAUSE } else { Duration::from_secs(1) };
-        if self.last.elapsed() >= pause {
-            self.write(judge, began);
-        }
-    }
-
-    fn write(&mut self, judge: &Judge, began: Instant) {
-        self.last = Instant::now();
-        let line = format!(
-            "{:5.1} s: {} stored, {} received, {} twice; {}",
-            began.elapsed().as_secs_f64(),
-            Judge::count(&judge.acknowledged),
-            Judge::count(&judge.delivered),
-            judge.duplicated,
-            self.stage
-        );
-        if self.terminal {
-            let _closed = write!(std::io::stderr().lock(), "\r\x1b[K{line}").is_err();
-        } else {
-            note(line);
-        }
-    }
-
-    fn end(&self) {
-        if self.terminal {
-            note("");
-        }
-    }
-}
-
 fn show(report: &Report) {
     for fault in &report.faults {
-        say(format!("{:5.1} s: {}", fault.at_s, fault.what));
+        say(format!(
+            "{:5.1} s: {}; longest pause until the next fault: publishing {} ms, delivering {} ms",
+            fault.at_s, fault.what, fault.publish_gap_ms, fault.delivery_gap_ms
+        ));
     }
     say(format!(
-        "{} messages stored and acknowledged, {} received, in {} s",
-        report.acknowledged, report.delivered, report.seconds
+        "{} messages sent, {} stored and acknowledged, {} received, in {} s",
+        report.sent, report.acknowledged, report.delivered, report.seconds
     ));
     say(format!(
-        "lost {}, received twice {}, fate unknown {}",
-        report.lost, report.duplicated, report.unknown
+        "lost {}, received twice {}, out of order {}, fate unknown {}",
+        report.lost, report.duplicated, report.out_of_order, report.unknown
     ));
     let ms = |us: f64| (us / 100.0).round() / 10.0;
     say(format!(
-        "from producer to consumer: p50 {} ms, p99 {} ms, max {} ms; longest pause of a producer {} ms",
+        "from producer to consumer: p50 {} ms, p99 {} ms, max {} ms",
         ms(report.latency_us.p50),
         ms(report.latency_us.p99),
         ms(report.latency_us.max),
-        report.longest_publish_gap_ms
     ));
     say(match report.verdict {
         Verdict::Passed => {
-            "PASSED: every acknowledged message was received exactly once, though the node was killed in between"
+            "PASSED: every acknowledged message was received exactly once and in order, though nodes were lost in between"
         }
-        Verdict::Failed if report.lost + report.duplicated > 0 => {
-            "FAILED: messages were lost or received twice; please report this"
+        Verdict::Failed if report.lost + report.duplicated + report.out_of_order > 0 => {
+            "FAILED: messages were lost, received twice or out of order; please report this"
         }
         Verdict::Failed => "FAILED: the producers did not come to their end in time",
         Verdict::Unknown => "UNKNOWN: nothing was lost or doubled, but some messages never got an answer",
@@ -495,56 +399,36 @@ fn show(report: &Report) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_judge_tells_lost_from_duplicated() {
-        let mut judge = Judge::new();
-        let acknowledged =
-            |sequence| News::Acknowledged { producer: 1, sequence, handed_ns: 1_000_000, now_ns: 3_000_000 };
-        let delivered = |sequence| News::Delivered { producer: 1, sequence, latency_ns: 5000 };
-        [acknowledged(0), acknowledged(1), delivered(0)].into_iter().for_each(|news| judge.hear(news));
-        assert_eq!((judge.lost(), judge.duplicated), (1, 0));
-        [delivered(1), delivered(0)].into_iter().for_each(|news| judge.hear(news));
-        assert_eq!((judge.lost(), judge.duplicated), (0, 1));
-        assert!(!judge.is_complete(), "producers still run");
-        (0..PRODUCERS).for_each(|_| judge.hear(News::Done));
-        assert!(judge.is_complete());
-        assert_eq!(judge.gaps[1].longest(), Duration::from_millis(2));
-    }
-
-    #[test]
-    fn the_verdict_needs_everything_to_be_known() {
-        let mut judge = Judge::new();
-        assert_eq!(judge.verdict(), Verdict::Failed, "nobody has finished");
-        (0..PRODUCERS).for_each(|_| judge.hear(News::Done));
-        assert_eq!(judge.verdict(), Verdict::Passed);
-        judge.hear(News::Unknown { producer: 0, sequence: 7, handed_ns: 0, now_ns: 5_000_000 });
-        assert_eq!((judge.verdict(), judge.unknown()), (Verdict::Unknown, 1));
-        assert_eq!(judge.gaps[0].longest(), Duration::from_millis(5), "waiting in vain is a pause too");
-        judge.hear(News::Delivered { producer: 0, sequence: 7, latency_ns: 1 });
-        assert_eq!(judge.verdict(), Verdict::Passed, "it was stored, as its delivery shows");
-        judge.hear(News::Delivered { producer: 0, sequence: 7, latency_ns: 1 });
-        assert_eq!(judge.verdict(), Verdict::Failed);
-    }
+    use crate::measure::Latency;
 
     #[test]
     fn a_report_has_the_promised_fields() {
-        let fault = Fault { what: "kill -9 node 1".into(), at_s: 4.0 };
+        let fault =
+            Fault { what: "kill -9 node 1".into(), at_s: 4.0, publish_gap_ms: 40.0, delivery_gap_ms: 41.5 };
         let report = Report {
             verdict: Verdict::Passed,
-            nodes: 1,
+            nodes: 5,
+            sent: 2,
             acknowledged: 2,
             delivered: 2,
             lost: 0,
             duplicated: 0,
+            out_of_order: 0,
             unknown: 0,
             faults: vec![fault],
             seconds: 10.0,
-            longest_publish_gap_ms: 1.5,
+            longest_publish_gap_ms: 40.0,
+            longest_delivery_gap_ms: 41.5,
             latency_us: Latency::new().report(),
         };
         let text = serde_json::to_string(&report).unwrap();
-        let expected = r#"{"verdict":"passed","nodes":1,"acknowledged":2,"delivered":2,"lost":0,"duplicated":0,"unknown":0,"faults":[{"what":"kill -9 node 1","at_s":4.0}],"seconds":10.0,"longest_publish_gap_ms":1.5,"latency_us":{"#;
+        let expected = r#"{"verdict":"passed","nodes":5,"sent":2,"acknowledged":2,"delivered":2,"lost":0,"duplicated":0,"out_of_order":0,"unknown":0,"faults":[{"what":"kill -9 node 1","at_s":4.0,"publish_gap_ms":40.0,"delivery_gap_ms":41.5}],"seconds":10.0,"longest_publish_gap_ms":40.0,"longest_delivery_gap_ms":41.5,"latency_us":{"#;
         assert!(text.starts_with(expected), "{text}");
+    }
+
+    #[test]
+    fn faults_come_one_after_the_other_while_messages_flow() {
+        assert!(FAULTS.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        assert!(FAULTS.iter().all(|(at, _)| *at < DURATION));
     }
 }

@@ -1,6 +1,9 @@
 //! The processes of the demo: a producer and a consumer that tell the judge, line by line, what happened to them.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use clap::Args;
@@ -23,11 +26,32 @@ const ACKS_MAX: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum News {
-    Acknowledged { producer: u16, sequence: u32, handed_ns: u64, now_ns: u64 },
-    Unknown { producer: u16, sequence: u32, handed_ns: u64, now_ns: u64 },
-    Delivered { producer: u16, sequence: u32, latency_ns: u64 },
+    Acknowledged {
+        producer: u16,
+        sequence: u32,
+        handed_ns: u64,
+        now_ns: u64,
+    },
+    Unknown {
+        producer: u16,
+        sequence: u32,
+        handed_ns: u64,
+        now_ns: u64,
+    },
+    /// `late`: at its first attempt, after a later one of the same producer came to the same consumer.
+    Delivered {
+        producer: u16,
+        sequence: u32,
+        handed_ns: u64,
+        now_ns: u64,
+        late: bool,
+    },
+    /// A consumer waits for messages.
+    Subscribed,
     Done,
-    Failed { message: String },
+    Failed {
+        message: String,
+    },
 }
 
 /// What a producer sends.
@@ -50,7 +74,7 @@ pub(crate) struct ConsumerArgs {
     address: String,
 }
 
-fn now_ns() -> u64 {
+pub(super) fn now_ns() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
@@ -138,15 +162,19 @@ pub(crate) async fn consume(args: &ConsumerArgs, target: &Target) -> Outcomes<u8
 async fn receive(args: &ConsumerArgs, target: &Target) -> Outcomes<()> {
     let client = target.connect(CONNECT_TIME_MAX).await?;
     let mut consumer = client.subscribe(&args.address, SubscribeOptions::default()).await?;
+    print(&News::Subscribed);
     let mut acks = VecDeque::new();
+    let mut latest: BTreeMap<u16, u32> = BTreeMap::new();
     while let Some(received) = consumer.next().await {
         let received = received?;
         let (producer, sequence, handed_ns) = parts(&received.body).ok_or_else(|| {
             Failure::new(1, "demo", "a message is not what was sent", "this must never happen")
         })?;
-        let latency_ns = now_ns().saturating_sub(handed_ns);
+        let latest = latest.entry(producer).or_default();
+        let late = received.attempt == 1 && sequence < *latest;
+        *latest = sequence.max(*latest);
         // Told first, acknowledged then: what is acknowledged was certainly seen.
-        print(&News::Delivered { producer, sequence, latency_ns });
+        print(&News::Delivered { producer, sequence, handed_ns, now_ns: now_ns(), late });
         acks.push_back(received.ack_later());
         if acks.len() > ACKS_MAX
             && let Some(ack) = acks.pop_front()
@@ -173,7 +201,8 @@ mod tests {
         for news in [
             News::Acknowledged { producer: 1, sequence: 2, handed_ns: 3, now_ns: 4 },
             News::Unknown { producer: 1, sequence: 2, handed_ns: 3, now_ns: 4 },
-            News::Delivered { producer: 1, sequence: 2, latency_ns: 3 },
+            News::Delivered { producer: 1, sequence: 2, handed_ns: 3, now_ns: 4, late: true },
+            News::Subscribed,
             News::Done,
             News::Failed { message: "x".into() },
         ] {

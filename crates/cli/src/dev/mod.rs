@@ -290,6 +290,17 @@ fn end_one(directory: &Path, id: u16, with: Signal) -> Outcomes<Cluster> {
     Ok(cluster)
 }
 
+/// Sends a node a signal that does not end it.
+pub(crate) fn tell(directory: &Path, id: u16, what: Signal) -> Outcomes<()> {
+    let cluster = Cluster::load(directory)?;
+    match cluster.node(id)?.pid {
+        Some(pid) if signal(pid, what) => Ok(()),
+        _ => {
+            Err(Failure::new(1, "not_running", format!("node {id} does not run"), "see `swarmmq dev status`"))
+        }
+    }
+}
+
 /// `dev kill N`: SIGKILL.
 pub(crate) fn kill(directory: &Path, id: u16) -> Outcomes<Cluster> {
     end_one(directory, id, Signal::KILL)
