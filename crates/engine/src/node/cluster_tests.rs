@@ -708,3 +708,30 @@ fn the_last_node_that_holds_data_cannot_be_removed() {
     assert_eq!(asked(&mut cluster, client, remove(1)), Some(Code::NotAllowed));
     assert_eq!(asked(&mut cluster, client, remove(2)), None);
 }
+
+#[test]
+fn a_node_that_goes_and_comes_back_at_once_loses_nothing_it_had_promised() {
+    let mut cluster = healthy(5);
+    let mut sender = Sender::new(1);
+    let client = cluster.connect(NodeId(1));
+    let Frame::Resolved(_) = cluster.ask(client, &resolve("a", Order::Total)) else { panic!() };
+    let mut sent = 0;
+    for round in 0..40u64 {
+        let node = NodeId(2 + (round % 4) as u16);
+        let drain = |draining| AdminRequest::NodeDrain { node, draining };
+        assert_eq!(asked(&mut cluster, client, drain(true)), None);
+        cluster.publish(client, &mut sender, "a");
+        cluster.pass(Duration::from_millis(10 * (round % 7)));
+        assert_eq!(asked(&mut cluster, client, drain(false)), None);
+        cluster.publish(client, &mut sender, "a");
+        cluster.pass(Duration::from_millis(10 * (round % 5)));
+        sent += 2;
+    }
+    cluster.until("healthy again", Duration::from_secs(10), |cluster| cluster.is_healthy());
+    for host in cluster.hosts.values() {
+        assert_eq!(host.node.as_ref().unwrap().stopped, None);
+    }
+    let Frame::Subscribed(_) = cluster.ask(client, &subscribe("a", "g", 1, 1000, vec![])) else { panic!() };
+    cluster.pass(Duration::from_millis(50));
+    assert_eq!(cluster.deliveries(client).len(), sent);
+}

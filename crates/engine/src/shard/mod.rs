@@ -548,6 +548,8 @@ impl Shard {
                 body[16..].copy_from_slice(&hard.commit.to_be_bytes());
                 log.append(RECORD_HARD, self.id.0, 0, hard.term, &[&body]);
             }
+            // Who is sent entries belongs to the group, whatever was said before.
+            self.leaving &= round.entries.is_empty();
             for entry in round.entries {
                 let kind = match entry.kind {
                     EntryKind::Normal => RECORD_ENTRY,

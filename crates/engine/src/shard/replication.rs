@@ -13,7 +13,7 @@ use super::{
     consensus::{Change, Conf, Consensus, Hard, Progress, Restored, TICK_MILLIS, mix},
     intake::{Intake, Payload, StatePart},
     member::{Wish, node_of},
-    state::{NOWHERE, State},
+    state::{FOUNDING_INDEX, NOWHERE, State},
 };
 use crate::{
     log::{Position, Writer},
@@ -53,14 +53,15 @@ impl Shard {
     /// and was not told by the log, for it left with the leave, forgets what it held but not whom it voted for.
     pub fn told_of_group(&mut self, voters: &[u64], learners: &[u64], applied: u64) {
         let belongs = voters.contains(&self.replica) || learners.contains(&self.replica);
-        if !belongs && !self.state.conf.is_empty() && applied > self.state.applied {
-            self.leaving = true;
-        }
+        let is_news = applied > self.consensus.last_index() && self.intake.is_none();
+        self.leaving = !belongs && !self.state.conf.is_empty() && is_news;
     }
 
     /// Lets go of everything but whom this replica voted for, once it belongs to the group no more.
     pub(super) fn retire(&mut self, log: &mut Writer, work: &mut Work) {
-        let out = self.leaving || !(self.state.conf.is_empty() || self.is_replica());
+        // What lies in the log behind the leave may be a return.
+        let knows_all = self.consensus.last_index() == self.state.applied && self.intake.is_none();
+        let out = self.leaving || knows_all && !(self.state.conf.is_empty() || self.is_replica());
         // Rounds on their way to the disk belong to the old part.
         if !out || self.consensus.is_leader() || !self.unsynced.is_empty() {
             return;
@@ -107,7 +108,12 @@ impl Shard {
     fn is_caught_up(&self, replica: u64) -> bool {
         let progress = self.consensus.progress(replica);
         progress.is_some_and(|Progress { matched, is_active, takes_snapshot }| {
-            is_active && !takes_snapshot && matched + CAUGHT_UP_ENTRIES >= self.consensus.last_index()
+            // In a short log everybody is close to its end, also who has confirmed nothing at all.
+            let has_begun = matched >= FOUNDING_INDEX;
+            is_active
+                && has_begun
+                && !takes_snapshot
+                && matched + CAUGHT_UP_ENTRIES >= self.consensus.last_index()
         })
     }
 
