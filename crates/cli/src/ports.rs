@@ -11,8 +11,9 @@ use crate::output::{Failure, Outcomes};
 pub(crate) const PER_NODE: u16 = 10;
 /// Where the search begins.
 const FIRST: u16 = 20_000;
-/// Beginnings of the search that differ between processes, so that clusters made at once do not fight over one block.
-const SPREAD: u32 = 400;
+/// Ports from there on in which the search begins, elsewhere in every process, so that clusters made at once do not fight
+/// over one block.
+const SPREAD: u16 = 12_000;
 /// Where the kernel's own range begins unless it says otherwise.
 const EPHEMERAL: u16 = 32_768;
 
@@ -32,7 +33,8 @@ pub(crate) fn block(nodes: u16, wanted: Option<u16>) -> Outcomes<u16> {
         .ok()
         .and_then(|text| text.split_whitespace().next().and_then(|low| low.parse().ok()))
         .unwrap_or(EPHEMERAL);
-    let start = FIRST + (std::process::id() % SPREAD) as u16 * PER_NODE;
+    let places = (SPREAD / width.max(1)).max(1);
+    let start = FIRST + (std::process::id() % u32::from(places)) as u16 * width;
     choose(ephemeral, width, start, is_free).ok_or_else(|| {
         Failure::local("no free block of ports below the ephemeral range", "give one with --base-port")
     })
