@@ -140,3 +140,25 @@ fn other_keys_are_found_out_and_nothing_is_learned() {
     assert!(!stranger.path("data/identity.toml").exists());
     ok(&dev.run(&["status"]));
 }
+
+#[test]
+fn a_node_of_another_cluster_is_not_taken_for_a_member_not_even_at_its_address() {
+    let dev = with_keys();
+    let one = Node::new(&dev, "one", 1, KEYS, &[]);
+    let two = Node::new(&dev, "two", 2, KEYS, &[&one.peer]);
+    ok(&dev.run(&["init", "--config", &one.config()]));
+    let process = one.start();
+    let _two = two.start();
+    two.says("a link with another node is up");
+    signal(process.pid(), Signal::TERM);
+    one.ends_with(process, 0, &[]);
+
+    // The same number, the same keys, the same addresses.
+    let other = Node { dev: &dev, name: "other", admin: one.admin.clone(), peer: one.peer.clone() };
+    fs::create_dir(dev.path("other")).unwrap();
+    fs::copy(one.path("node.toml"), other.path("node.toml")).unwrap();
+    ok(&dev.run(&["init", "--config", &other.config()]));
+    let _other = other.start();
+    two.says("this side belongs to cluster");
+    assert!(!other.log().contains("a link with another node is up"), "{}", other.log());
+}
