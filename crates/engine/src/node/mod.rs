@@ -312,6 +312,8 @@ impl Node {
         let mut work = Work::default();
         self.shards[index].flush(now, &mut self.writer, &mut self.credits, &mut work);
         self.wakes[index] = self.shards[index].next_wake();
+        // Before anything else is told: whoever joins again because of it must know what was leased to it just now.
+        self.hand_on(now, index, &mut work);
         self.gather(now, index, &mut work);
         self.carry(now, index, work);
         if self.shards[index].has_amnesia() && self.stopped.is_none() {
@@ -324,8 +326,20 @@ impl Node {
         }
     }
 
+    /// Carries deliveries, and the news that leases ended, to where the consumers are.
+    fn hand_on(&mut self, now: Now, index: usize, work: &mut Work) {
+        let (expired, delivered) = (std::mem::take(&mut work.expired), std::mem::take(&mut work.delivered));
+        if !expired.is_empty() {
+            self.tell_expired(index, expired);
+        }
+        if !delivered.is_empty() {
+            self.deliver(now, index, delivered);
+        }
+    }
+
     /// Carries what a shard wants done to where it is done.
-    fn carry(&mut self, now: Now, index: usize, work: Work) {
+    fn carry(&mut self, now: Now, index: usize, mut work: Work) {
+        self.hand_on(now, index, &mut work);
         self.promises.rounds.extend(work.rounds.into_iter().map(|round| (index, round)));
         for (place, length) in work.reads {
             let length = self.writer.readable(place, length);
@@ -333,12 +347,6 @@ impl Node {
         }
         for (ticket, answer) in work.answers {
             self.answered(now, ticket, answer);
-        }
-        if !work.expired.is_empty() {
-            self.tell_expired(index, work.expired);
-        }
-        if !work.delivered.is_empty() {
-            self.deliver(now, index, work.delivered);
         }
         if let Some(why) = self.shards[index].stopped().map(str::to_owned)
             && self.stopped.is_none()
