@@ -49,6 +49,10 @@ pub(super) struct Delivered {
     pub(super) last_ns: u64,
     gaps: BTreeMap<ShardId, Gap>,
     unsettled: u64,
+    /// Why the first of those was not settled.
+    unsettled_why: Option<Error>,
+    /// Where the first duplicate lies, which attempt it was and when it came, in nanoseconds.
+    first_duplicate: Option<(ShardId, u64, u32, u64)>,
     /// Messages still to come, once it is known which ones must.
     missing: Option<Missing>,
 }
@@ -70,6 +74,8 @@ impl Delivered {
             last_ns: 0,
             gaps: BTreeMap::new(),
             unsettled: 0,
+            unsettled_why: None,
+            first_duplicate: None,
             missing: None,
         }
     }
@@ -109,6 +115,7 @@ impl Delivered {
             }
         } else {
             self.duplicated += 1;
+            self.first_duplicate.get_or_insert((received.shard, received.offset, received.attempt, now));
         }
         self.gaps.entry(received.shard).or_default().progress(stamp.scheduled, now);
         if let Some(line) = plan.line(&stamp) {
@@ -124,12 +131,18 @@ impl Delivered {
 struct Delivery<'a> {
     body: &'a [u8],
     shard: ShardId,
+    offset: u64,
     attempt: u32,
 }
 
 impl<'a> From<&'a Received> for Delivery<'a> {
     fn from(received: &'a Received) -> Self {
-        Self { body: &received.body, shard: received.shard, attempt: received.attempt }
+        Self {
+            body: &received.body,
+            shard: received.shard,
+            offset: received.offset.0,
+            attempt: received.attempt,
+        }
     }
 }
 
@@ -209,7 +222,15 @@ async fn run_here(
     }
     let delivered = Rc::into_inner(delivered).expect("every task that shared it has ended").into_inner();
     if delivered.unsettled > 0 {
-        note(format!("{} acknowledgements of deliveries were lost on the way", delivered.unsettled));
+        let why = delivered.unsettled_why.as_ref().map_or_else(String::new, |error| format!(": {error}"));
+        note(format!("{} acknowledgements of deliveries were lost on the way{why}", delivered.unsettled));
+    }
+    if let Some((shard, offset, attempt, at)) = delivered.first_duplicate {
+        let second = at as f64 / 1e9;
+        note(format!(
+            "the first duplicate: shard {}, offset {offset}, attempt {attempt}, after {second:.3} s",
+            shard.0
+        ));
     }
     if plan.fresh && complete && delivered.duplicated + delivered.out_of_order == 0 {
         let request = AdminRequest::AddressRemove { address: plan.address.clone(), dry_run: false };
@@ -273,7 +294,11 @@ impl Worker {
     async fn run(mut self, mut consumer: Consumer, mut stopped: watch::Receiver<bool>) -> Outcomes<()> {
         let result = self.consume(&mut consumer, &mut stopped).await;
         self.acks.finish().await;
-        self.delivered.borrow_mut().unsettled += self.acks.failed();
+        {
+            let mut delivered = self.delivered.borrow_mut();
+            delivered.unsettled += self.acks.failed();
+            delivered.unsettled_why = delivered.unsettled_why.take().or(self.acks.into_error());
+        }
         let _in_time = tokio::time::timeout(CLOSE_TIME_MAX, consumer.close()).await.is_ok();
         self.news.notify_one();
         result
@@ -335,7 +360,7 @@ mod tests {
 
         fn take(&mut self, producer: u16, sequence: u32, attempt: u32) {
             let body = self.plan.body(Stamp { run: self.plan.run, producer, sequence, scheduled: 0 });
-            let delivery = Delivery { body: &body, shard: ShardId(0), attempt };
+            let delivery = Delivery { body: &body, shard: ShardId(0), offset: 0, attempt };
             self.delivered.take(&self.plan, &mut self.last, &delivery, 1000);
         }
 
@@ -385,7 +410,7 @@ mod tests {
     #[test]
     fn messages_of_somebody_else_are_not_counted() {
         let mut story = Story::new(Order::Total);
-        let delivery = Delivery { body: b"hello", shard: ShardId(0), attempt: 1 };
+        let delivery = Delivery { body: b"hello", shard: ShardId(0), offset: 0, attempt: 1 };
         story.delivered.take(&story.plan, &mut story.last, &delivery, 1000);
         assert_eq!((story.verdict(), story.delivered.strangers), ((0, 0, 0), 1));
     }
