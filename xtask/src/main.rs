@@ -1,11 +1,13 @@
 //! `cargo x`: the one door to everything that is run on this project besides `cargo` itself.
 //!
 //! `check` is what continuous integration runs and never writes; `fix` repairs what a machine can repair; `tidy` reads
-//! the tree and reports what the compiler does not; `sim` runs the simulator; `bars` measures a node on this machine.
+//! the tree and reports what the compiler does not; `sim` runs the simulator; `chaos` does to real
+//! nodes what the simulator does to simulated ones; `bars` measures a node on this machine.
 
 #![expect(clippy::print_stdout, reason = "a command line tool answers on standard output")]
 
 mod bars;
+mod chaos;
 mod step;
 mod tidy;
 
@@ -25,6 +27,7 @@ commands:
   fix         formats, and applies the lints' own suggestions
   tidy        reads the tree: arrows, purity, sizes, map, links, decisions, wire numbers, words
   sim ARGS    runs the simulator in a release build, e.g. `cargo x sim --seeds 200`
+  chaos ARGS  kills, stops and damages real nodes of a release build under load; `--long` for more of it
   bars ARGS   measures a release build on this machine against its bars; minutes, by hand
 ";
 
@@ -36,6 +39,11 @@ fn main() -> ExitCode {
         ["fix"] => step::run_all(step::FIX),
         ["tidy"] => step::tidy(),
         ["sim", rest @ ..] => step::simulate(rest),
+        ["chaos", "--help" | "-h"] => {
+            print!("{}", chaos::USAGE);
+            ExitCode::SUCCESS
+        }
+        ["chaos", rest @ ..] => chaos::run(rest),
         ["bars", "--help" | "-h"] => {
             print!("{}", bars::USAGE);
             ExitCode::SUCCESS
