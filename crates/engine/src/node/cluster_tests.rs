@@ -417,6 +417,37 @@ fn a_killed_leader_costs_no_message_and_a_repeated_one_is_no_second() {
 }
 
 #[test]
+fn a_node_that_its_consumer_has_left_does_not_give_back_what_came_by_way_of_another() {
+    let mut cluster = healthy(5);
+    let mut sender = Sender::new(1);
+    let leader = cluster.leader(sender.shard("a", None, false));
+    let edges: Vec<NodeId> = (1..=5).map(NodeId).filter(|node| *node != leader).collect();
+    let before = cluster.connect(edges[0]);
+    let Frame::Resolved(_) = cluster.ask(before, &resolve("a", Order::Total)) else { panic!() };
+    let Frame::Subscribed(_) = cluster.ask(before, &subscribe("a", "g", 1, 0, vec![])) else { panic!() };
+    // It moves, which the first node does not hear of, and then loses the second one too.
+    let after = cluster.connect(edges[1]);
+    let Frame::Subscribed(_) = cluster.ask(after, &subscribe("a", "g", 1, 10, vec![])) else { panic!() };
+    cluster.publish(after, &mut sender, "a");
+    let held = cluster.deliveries(after);
+    assert_eq!(held.len(), 1);
+    cluster.input(after.0, Input::Disconnected { connection: after.1 });
+    cluster.cut(edges[0], leader);
+    cluster.pass(Duration::from_millis(50));
+    cluster.link(edges[0], leader);
+    cluster.pass(Duration::from_millis(200));
+    let other = cluster.connect(leader);
+    let Frame::Subscribed(_) = cluster.ask(other, &subscribe("a", "g", 2, 10, vec![])) else { panic!() };
+    cluster.pass(Duration::from_millis(100));
+    assert_eq!(cluster.deliveries(other), []);
+    let item = &held[0];
+    let claim = vec![Held { shard: item.shard, offset: item.offset, attempt: item.attempt }];
+    let back = cluster.connect(edges[2]);
+    let Frame::Subscribed(found) = cluster.ask(back, &subscribe("a", "g", 1, 10, claim)) else { panic!() };
+    assert_eq!(found.lost, []);
+}
+
+#[test]
 fn a_minority_cut_off_takes_nothing_and_the_rest_goes_on() {
     let mut cluster = healthy(5);
     let mut sender = Sender::new(1);

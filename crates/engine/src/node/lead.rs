@@ -193,7 +193,8 @@ impl Node {
         let shard = &mut self.shards[index];
         shard.unsubscribe(id);
         let (address, group, held) = (&address, &group, &held);
-        let joining = Joining { subscriber: id, consumer, fresh, address, group, held };
+        let route = (edge, subscriber);
+        let joining = Joining { subscriber: id, route, consumer, fresh, address, group, held };
         let answer = match shard.subscribe(now, &joining) {
             Ok(lost) => Answer::Joined { term: shard.term(), lost },
             Err(code) => Answer::Refused(code),

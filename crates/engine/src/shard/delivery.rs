@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use swarmmq_protocol::{
-    id::{Address, Attempt, ConsumerId, GroupName, KeyHash, Offset},
+    id::{Address, Attempt, ConsumerId, GroupName, KeyHash, NodeId, Offset},
     limits::{LEASE_TOTAL_MAX, RECLAIM_WINDOW},
     time::Instant,
 };
@@ -96,11 +96,17 @@ pub struct Delivered {
     pub sealed: Bytes,
 }
 
+/// Where a subscription has its connection: the node, and how that node numbers it. It stays the same when the node itself
+/// was out of reach and joins again.
+pub type Route = (NodeId, u64);
+
 /// A consumer that takes part in a group, for the first time or again.
 #[derive(Clone, Copy, Debug)]
 pub struct Joining<'a> {
     /// Its subscription.
     pub subscriber: SubscriberId,
+    /// By way of whom.
+    pub route: Route,
     /// Who it is, over all reconnects.
     pub consumer: ConsumerId,
     /// The consumer itself says what it holds; otherwise its node does, which may not know that it has left.
@@ -163,6 +169,7 @@ pub enum Settlement {
 #[derive(Clone, Copy, Debug)]
 struct Lease {
     subscriber: SubscriberId,
+    route: Route,
     consumer: ConsumerId,
     attempt: Attempt,
     since: Instant,
@@ -247,11 +254,20 @@ impl Run {
     }
 }
 
+/// Who a subscription is for.
+#[derive(Clone, Debug)]
+struct Member {
+    address: Address,
+    group: GroupName,
+    consumer: ConsumerId,
+    route: Route,
+}
+
 /// All groups of one shard at work under one leader.
 #[derive(Debug, Default)]
 pub struct Delivery {
     runs: BTreeMap<(Address, GroupName), Run>,
-    subscribers: BTreeMap<SubscriberId, (Address, GroupName, ConsumerId)>,
+    subscribers: BTreeMap<SubscriberId, Member>,
     /// When this reign began and the offset next to be given out then; `None`: this replica does not lead.
     reign: Option<(Instant, u64)>,
     /// How far past the next delivery the horizon is logged.
@@ -285,8 +301,8 @@ impl Delivery {
     /// Lets `subscriber` take part in its group. Returns which of the messages it says it holds are not its any more.
     ///
     /// What was leased to this consumer and is not among `held` never reached it: its connection broke on the way. Such
-    /// leases are given back at once instead of running out. Where not the consumer itself says so, only what was sent to
-    /// this very subscription counts, or to one that is gone: the consumer may have moved to another node.
+    /// leases are given back at once instead of running out. Where not the consumer itself says so, only what was sent by way
+    /// of this node counts: the consumer may have moved to another one, and hold what came that way.
     pub fn subscribe(
         &mut self,
         now: Instant,
@@ -294,7 +310,7 @@ impl Delivery {
         joining: &Joining<'_>,
         needs: &mut Needs,
     ) -> Vec<Offset> {
-        let Joining { subscriber, consumer, fresh, address, group, held } = *joining;
+        let Joining { subscriber, route, consumer, fresh, address, group, held } = *joining;
         let mut lost = Vec::new();
         let name = (address.clone(), group.clone());
         let Some(queue) = state.queues.get(address).filter(|queue| queue.groups.contains_key(group)) else {
@@ -306,12 +322,13 @@ impl Delivery {
         }
         let run = self.runs.get_mut(&name).expect("inserted above if it was missing");
         run.subscribers.push_back(subscriber);
-        self.subscribers.insert(subscriber, (name.0, name.1, consumer));
+        self.subscribers.insert(subscriber, Member { address: name.0, group: name.1, consumer, route });
         let durable = &queue.groups[group];
         for (offset, attempt) in held {
             let kept = match run.leases.get_mut(&offset.0) {
                 Some(lease) if lease.consumer == consumer && lease.attempt == *attempt => {
                     lease.subscriber = subscriber;
+                    lease.route = route;
                     true
                 }
                 Some(_) => false,
@@ -325,17 +342,15 @@ impl Delivery {
                 lost.push(*offset);
             } else if run.doubtful.remove(&offset.0) {
                 let expires_at = now + queue.settings.lease;
-                let lease =
-                    Lease { subscriber, consumer, attempt: *attempt, since: now, expires_at, settling: None };
+                let (attempt, since) = (*attempt, now);
+                let lease = Lease { subscriber, route, consumer, attempt, since, expires_at, settling: None };
                 run.leases.insert(offset.0, lease);
                 run.deadlines.insert((expires_at, offset.0));
             }
         }
         let kept: BTreeSet<u64> = held.iter().map(|(offset, _)| offset.0).collect();
-        let subscribers = &self.subscribers;
         let astray = |(offset, lease): &(&u64, &Lease)| {
-            let mine =
-                fresh || lease.subscriber == subscriber || !subscribers.contains_key(&lease.subscriber);
+            let mine = fresh || lease.route == route;
             lease.consumer == consumer && mine && lease.settling.is_none() && !kept.contains(*offset)
         };
         let items: Vec<Returned> = run
@@ -396,7 +411,7 @@ impl Delivery {
 
     /// `subscriber` takes part no more. What it holds stays leased until it is settled, re-claimed or runs out.
     pub fn unsubscribe(&mut self, subscriber: SubscriberId) {
-        let Some((address, group, _)) = self.subscribers.remove(&subscriber) else { return };
+        let Some(Member { address, group, .. }) = self.subscribers.remove(&subscriber) else { return };
         if let Some(run) = self.runs.get_mut(&(address, group)) {
             run.subscribers.retain(|other| *other != subscriber);
         }
@@ -412,7 +427,7 @@ impl Delivery {
         attempt: Attempt,
         settlement: &Settlement,
     ) -> Result<Option<Event>, LeaseLost> {
-        let Some((address, group, consumer)) = self.subscribers.get(&subscriber).cloned() else {
+        let Some(Member { address, group, consumer, .. }) = self.subscribers.get(&subscriber).cloned() else {
             return Err(LeaseLost);
         };
         let run = self.runs.get_mut(&(address.clone(), group.clone())).ok_or(LeaseLost)?;
@@ -622,7 +637,7 @@ impl Delivery {
             let Some(queue) = state.queues.get(address) else { continue };
             let Some(group) = queue.groups.get(name) else { continue };
             let mut deliverer =
-                Deliverer { now, queue, group, name, cache, ahead, bugs, consumers: &self.subscribers };
+                Deliverer { now, queue, group, name, cache, ahead, bugs, members: &self.subscribers };
             deliverer.run(run, credits, out, needs);
         }
     }
@@ -650,7 +665,7 @@ struct Deliverer<'a> {
     cache: &'a Cache,
     ahead: u64,
     bugs: Bugs,
-    consumers: &'a BTreeMap<SubscriberId, (Address, GroupName, ConsumerId)>,
+    members: &'a BTreeMap<SubscriberId, Member>,
 }
 
 impl Deliverer<'_> {
@@ -749,10 +764,10 @@ impl Deliverer<'_> {
         let lease = self.queue.settings.lease;
         let expires_at = self.now + lease;
         let attempt = self.group.attempt(offset);
-        let consumer = self.consumers[&subscriber].2;
+        let Member { consumer, route, .. } = self.members[&subscriber];
         let before = run.leases.insert(
             offset,
-            Lease { subscriber, consumer, attempt, since: self.now, expires_at, settling: None },
+            Lease { subscriber, route, consumer, attempt, since: self.now, expires_at, settling: None },
         );
         assert!(before.is_none(), "a message has one lease per group");
         run.deadlines.insert((expires_at, offset));
