@@ -119,6 +119,8 @@ pub struct History {
     pub given: Vec<Given>,
     /// Who served which shard in which reign, from when on.
     pub reigns: BTreeMap<(ShardId, Term), Reign>,
+    /// What was wanted again already when a reign began: by shard, reign, group and offset, as which attempt.
+    pub returned: BTreeMap<(ShardId, Term, usize, Offset), Attempt>,
     /// Starts of nodes.
     pub boots: u64,
     /// Nonces and a hash of what was encrypted under them, as seen on the wire.
@@ -146,6 +148,12 @@ impl History {
     pub fn next_reign(&self, shard: ShardId, term: Term) -> Option<Reign> {
         let later = (shard, Term(term.0 + 1))..=(shard, Term(u64::MAX));
         self.reigns.range(later).next().map(|(_, reign)| *reign)
+    }
+
+    /// Whether `given` was wanted again when the reign `term` began: its lease had run out, or was given back, before.
+    pub fn had_returned(&self, given: &Given, term: Term) -> bool {
+        let next = self.returned.get(&(given.shard, term, given.group, given.offset));
+        next.is_some_and(|attempt| *attempt > given.attempt)
     }
 
     /// Number of a group; made if it is new.

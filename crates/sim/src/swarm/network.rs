@@ -27,6 +27,8 @@ pub(super) struct Connection {
     /// Bytes do not arrive any more.
     to_node_lost: bool,
     to_client_lost: bool,
+    /// The node was told that it is gone.
+    node_knows: bool,
 }
 
 /// Until when bytes of one direction take how much longer.
@@ -80,6 +82,7 @@ impl Swarm {
                 to_client_slow: Slowness::default(),
                 to_node_lost: false,
                 to_client_lost: false,
+                node_knows: false,
             },
         );
         self.note("connected", client as u64, number, host as u64);
@@ -216,6 +219,7 @@ impl Swarm {
     pub(super) fn node_hears(&mut self, connection: u64) {
         let Some(state) = self.connections.get_mut(&connection) else { return };
         state.to_node_lost = true;
+        state.node_knows = true;
         let host = state.host;
         if state.boot == self.hosts[host].boot {
             self.note("node loses", connection, 0, 0);
@@ -242,13 +246,13 @@ impl Swarm {
         }
     }
 
-    /// Forgets connections that are lost for both ends.
+    /// Forgets connections that both ends have been told are gone.
     pub(super) fn forget_connections(&mut self) {
         let (clients, hosts) = (&self.clients, &self.hosts);
         self.connections.retain(|number, state| {
             let used = clients[state.client].connection == Some(*number);
             let runs = hosts[state.host].boot == state.boot;
-            used || runs && !(state.to_node_lost && state.to_client_lost)
+            used || runs && !state.node_knows
         });
     }
 

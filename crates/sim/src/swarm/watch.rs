@@ -13,7 +13,7 @@ use swarmmq_engine::{
 use swarmmq_protocol::{
     envelope,
     frame::{self, Publish},
-    id::{ShardId, Term},
+    id::{Attempt, Offset, Term},
     time::WallTime,
 };
 
@@ -21,8 +21,8 @@ use super::{Swarm, host::Host};
 use crate::{
     clock::{Clock, MILLISECOND, SECOND, virtual_time},
     disk::Disk,
-    history::Reign,
-    plan::ROLE_STORE,
+    history::{Group, Reign},
+    plan::{PlannedAddress, ROLE_STORE},
 };
 
 /// Virtual time a rebuilt node may take to serve.
@@ -44,7 +44,7 @@ impl Swarm {
                 continue;
             }
             if let Some(term) = term.filter(|_| term != before.0) {
-                self.crown(host, shard.id(), term);
+                self.crown(host, shard, term);
             }
             // Who belongs to the group no more forgets what it held.
             if applied < before.1 && !shard.state().conf.is_empty() {
@@ -68,7 +68,9 @@ impl Swarm {
         self.hosts[host].serving = serving;
     }
 
-    fn crown(&mut self, host: usize, shard: ShardId, term: Term) {
+    fn crown(&mut self, host: usize, leader: &Shard, term: Term) {
+        let shard = leader.id();
+        self.note_returned(leader, term);
         self.note("serves", host as u64, u64::from(shard.0), term.0);
         let boot = self.hosts[host].boot;
         let reign = Reign { at: self.at, host, boot };
@@ -83,6 +85,28 @@ impl Swarm {
                 host + 1
             );
             self.history.violation("leaders", what);
+        }
+    }
+
+    /// What a new leader knows to be wanted again needs to wait for nobody.
+    fn note_returned(&mut self, leader: &Shard, term: Term) {
+        for queue in leader.state().queues.values() {
+            let dead = queue.address.is_dead_letter();
+            let of = |planned: &PlannedAddress| match dead {
+                true => planned.address.dead_letter().is_some_and(|letters| letters == queue.address),
+                false => planned.address == queue.address,
+            };
+            let Some(address) = self.plan.addresses.iter().position(of) else { continue };
+            for (name, group) in &queue.groups {
+                let known = |known: &Group| {
+                    known.address == address && known.dead == dead && known.name == name.as_str()
+                };
+                let Some(number) = self.history.groups.iter().position(known) else { continue };
+                for (offset, retry) in &group.retries {
+                    let key = (leader.id(), term, number, Offset(*offset));
+                    self.history.returned.insert(key, Attempt(retry.attempt));
+                }
+            }
         }
     }
 
