@@ -26,7 +26,7 @@ use super::{
 use crate::node::bug::{Bug, Bugs};
 
 /// Ticks between heartbeats; the shell ticks every [`TICK_MILLIS`].
-const HEARTBEAT_TICKS: usize = 2;
+const HEARTBEAT_TICKS: usize = 1;
 /// Least ticks without a heartbeat before a candidacy; up to twice as many, seeded.
 const ELECTION_TICKS: usize = 6;
 /// Length of one tick.
