@@ -140,6 +140,8 @@ pub struct Node {
     snapshots_outstanding: usize,
     free_bytes: u64,
     draining: bool,
+    /// A shard, a batch or a read came on since space was last looked after.
+    changed: bool,
     drain_snapshots: bool,
     /// Other nodes know more of this node's log than its disk.
     lost_disk: bool,
@@ -210,6 +212,7 @@ impl Node {
             snapshots_outstanding: 0,
             free_bytes: u64::MAX,
             draining: false,
+            changed: true,
             drain_snapshots: false,
             lost_disk: false,
             stopped: None,
@@ -265,16 +268,23 @@ impl Node {
             }
             for shard in 0..self.shards.len() {
                 if std::mem::take(&mut self.dirty[shard]) {
+                    self.changed = true;
                     self.flush_shard(now, shard);
                 }
             }
         }
         self.announce(now);
+        // Where no shard did anything there is nothing new to clean up.
+        let changed = std::mem::take(&mut self.changed) || self.draining;
         if self.stopped.is_none() {
-            self.clean(now, out);
+            if changed {
+                self.clean(now, out);
+            }
             self.write(now, out);
         }
-        self.trim_caches();
+        if changed {
+            self.trim_caches();
+        }
         out.reads.append(&mut self.reads);
         for id in std::mem::take(&mut self.talking) {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
@@ -396,6 +406,7 @@ impl Node {
 
     fn synced(&mut self, now: Now, batch: u64) {
         let Some((expected, promises)) = self.in_flight.take() else { return };
+        self.changed = true;
         assert_eq!(expected, batch, "batches are synced one after the other");
         self.writer.synced(batch);
         self.last_write = now.monotonic;
@@ -434,6 +445,7 @@ impl Node {
 
     fn read(&mut self, now: Now, ticket: u64, result: Result<Bytes, String>) {
         let mut work = Work::default();
+        self.changed = true;
         match self.readings.remove(&ticket) {
             None => {}
             Some(Reading::Fetch { fetch, item }) => self.fetched(fetch, item, result),

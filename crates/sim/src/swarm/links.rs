@@ -360,7 +360,7 @@ mod tests {
     /// Lets what concerns links happen until `done`, and nothing else.
     fn until(swarm: &mut Swarm, done: impl Fn(&Swarm) -> bool) {
         while !done(swarm) {
-            let ((at, _), event) = swarm.queue.pop_first().expect("something is still to happen");
+            let (at, event) = swarm.queue.pop().expect("something is still to happen");
             swarm.at = at;
             if !matches!(event, Event::Turn { .. } | Event::Synced { .. } | Event::Start { .. }) {
                 swarm.happen(event);

@@ -10,6 +10,7 @@ mod host;
 mod life;
 mod links;
 mod network;
+mod queue;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ use self::{
     host::Host,
     links::{Link, Pair},
     network::Connection,
+    queue::Queue,
 };
 use crate::{
     client::{Client, Role, operator::Operator},
@@ -200,8 +202,7 @@ pub struct Swarm {
     pub replays: u64,
     /// Virtual time.
     pub at: u64,
-    queue: BTreeMap<(u64, u64), Event>,
-    next_event: u64,
+    queue: Queue,
     phase: Phase,
     hosts: Vec<Host>,
     digests: BTreeMap<(ShardId, u64), ([u8; 32], usize)>,
@@ -244,8 +245,7 @@ impl Swarm {
             refused_logs: 0,
             replays: 0,
             at: 0,
-            queue: BTreeMap::new(),
-            next_event: 0,
+            queue: Queue::default(),
             phase: Phase::Setup,
             hosts,
             digests: BTreeMap::new(),
@@ -292,7 +292,7 @@ impl Swarm {
     /// Runs until everything is over, or cannot go on.
     pub fn run(&mut self) {
         while self.phase != Phase::Over {
-            let Some(((at, _), event)) = self.queue.pop_first() else {
+            let Some((at, event)) = self.queue.pop() else {
                 self.history.violation("liveness", "nothing is left to happen".to_owned());
                 return;
             };
@@ -306,8 +306,7 @@ impl Swarm {
     }
 
     fn push(&mut self, at: u64, event: Event) {
-        self.next_event += 1;
-        self.queue.insert((at, self.next_event), event);
+        self.queue.push(at, event);
     }
 
     fn after(&mut self, pause: u64, event: Event) {
