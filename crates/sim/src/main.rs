@@ -193,7 +193,11 @@ fn seeds(options: &Options, score: &mut Score) {
     let before = processor_time(began);
     let outcomes = spread(options.count, options.jobs, |number| {
         let seed = options.first + number;
-        let plan = if options.standard { Plan::standard(seed, bugs) } else { Plan::new(seed, bugs) };
+        let plan = match options.bug {
+            Some(bug) if !options.standard => scenario::hunting(bug, seed),
+            _ if options.standard => Plan::standard(seed, bugs),
+            _ => Plan::new(seed, bugs),
+        };
         run(plan, options.trace)
     });
     score.busy = processor_time(began) - before;

@@ -5,13 +5,14 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use swarmmq_engine::node::bug::{Bug, Bugs};
+use swarmmq_engine::node::bug::Bug;
 
 use crate::{
     clock::SECOND,
     history::{Fate, Violation},
     judge,
     plan::{Fault, Plan},
+    scenario,
     swarm::Swarm,
 };
 
@@ -84,12 +85,14 @@ pub fn run(plan: Plan, trace_everything: bool) -> Outcome {
 /// Runs seeds with `bug` planted until a judge objects. `None`: no judge did.
 pub fn hunt(bug: Bug, first_seed: u64) -> Option<Outcome> {
     (first_seed..first_seed + HUNT_SEEDS_MAX)
-        .map(|seed| run(Plan::new(seed, Bugs::only(bug)), false))
+        .map(|seed| run(scenario::hunting(bug, seed), false))
         .find(|outcome| !outcome.violations.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
+    use swarmmq_engine::node::bug::Bugs;
+
     use super::*;
 
     #[test]

@@ -9,6 +9,7 @@ pub mod producer;
 
 use bytes::{Bytes, BytesMut};
 use swarmmq_protocol::{
+    admin::AdminRequest,
     frame::{Frame, FrameHeader, FrameReader, Welcome},
     mac::MacKey,
     session::handshake::ClientHandshake,
@@ -25,7 +26,7 @@ pub enum Role {
     Producer(Box<ProducerProcess>),
     /// Receives.
     Consumer(ConsumerProcess),
-    /// Makes addresses.
+    /// Makes addresses, empties and removes nodes.
     Operator(Operator),
 }
 
@@ -135,6 +136,17 @@ impl Client {
             Role::Operator(operator) => operator.frame(&frame, &mut self.out),
         }
         Ok(())
+    }
+
+    /// The operator gets one more thing to do.
+    pub fn instruct(&mut self, question: AdminRequest) {
+        let open = self.is_open();
+        if let Role::Operator(operator) = &mut self.role
+            && operator.add(question)
+            && open
+        {
+            operator.ask(&mut self.out);
+        }
     }
 
     /// What is to be sent now.

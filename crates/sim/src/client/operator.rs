@@ -1,11 +1,11 @@
-//! The operator: makes the addresses before anybody uses them.
+//! The operator: makes the addresses before anybody uses them, empties nodes and takes them out of the cluster.
 
 use std::collections::VecDeque;
 
 use bytes::BytesMut;
 use swarmmq_protocol::{
     admin::AdminRequest,
-    error::Outcome,
+    error::{Code, Outcome},
     frame::{self, Admin, Frame},
 };
 
@@ -26,6 +26,12 @@ impl Operator {
         self.questions.is_empty()
     }
 
+    /// One more question. Returns whether it can be asked at once, if there is a connection.
+    pub fn add(&mut self, question: AdminRequest) -> bool {
+        self.questions.push_back(question);
+        self.questions.len() == 1
+    }
+
     /// Asks the first question, again or for the first time.
     pub fn ask(&mut self, out: &mut BytesMut) {
         if let Some(question) = self.questions.front() {
@@ -36,7 +42,8 @@ impl Operator {
     /// Takes an answer; after a refusal the same question is asked again.
     pub fn frame(&mut self, frame: &Frame, out: &mut BytesMut) {
         if let Frame::Answer(answer) = frame {
-            if answer.outcome == Outcome::Ok {
+            // A node that is not there was removed: the answer that said so was lost.
+            if answer.outcome == Outcome::Ok || answer.code == Code::NoSuchNode.number() {
                 self.questions.pop_front();
             }
             self.ask(out);

@@ -57,6 +57,10 @@ pub enum Fault {
     Partition,
     /// The same, and one of them leads.
     PartitionLeader,
+    /// The operator has a node emptied, or lets an emptied one hold shards again.
+    Drain,
+    /// A node is lost for good, and the operator takes it out of the cluster.
+    Remove,
 }
 
 impl Fault {
@@ -89,6 +93,8 @@ impl Fault {
         Self::LinkFlap,
         Self::Partition,
         Self::PartitionLeader,
+        Self::Drain,
+        Self::Remove,
     ];
 
     /// Whether it takes more than one node.
@@ -131,6 +137,8 @@ impl Fault {
             Self::LinkFlap => 15,
             Self::Partition => 14,
             Self::PartitionLeader => 16,
+            Self::Drain => 15,
+            Self::Remove => 25,
         }
     }
 
@@ -164,6 +172,8 @@ impl Fault {
             Self::LinkFlap => "flapping link",
             Self::Partition => "partition",
             Self::PartitionLeader => "leader partition",
+            Self::Drain => "drain",
+            Self::Remove => "removed node",
         }
     }
 }

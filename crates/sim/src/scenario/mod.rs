@@ -2,7 +2,7 @@
 //!
 //! Seeds find a bug once, with the workload of that day; a story keeps the circumstances that made it likely.
 
-use swarmmq_engine::node::bug::Bugs;
+use swarmmq_engine::node::bug::{Bug, Bugs};
 
 use crate::{
     clock::SECOND,
@@ -42,6 +42,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "a leader that is stopped, deposed and goes on", plan: leaders_stopped },
     Scenario { name: "one way between a leader and a follower is a black hole", plan: black_holes },
     Scenario { name: "a node joins under load, and another is lost for good", plan: one_comes_and_one_goes },
+    Scenario { name: "a node is emptied and another removed, under load", plan: emptied_and_removed },
     Scenario { name: "two nodes take connections and three hold the shards", plan: doors_and_stores },
 ];
 
@@ -139,11 +140,35 @@ fn one_comes_and_one_goes() -> Plan {
     plan
 }
 
+fn emptied_and_removed() -> Plan {
+    among(5, 209, &[(Fault::Drain, 9 * SECOND), (Fault::Remove, 20 * SECOND), (Fault::LinkCut, 7 * SECOND)])
+}
+
 fn doors_and_stores() -> Plan {
     let mut plan = among(5, 208, &[(Fault::Crash, 6 * SECOND), (Fault::Cut, 4 * SECOND)]);
     for (index, host) in plan.hosts.iter_mut().enumerate() {
         host.roles = if index < 3 { ROLE_ROUTER | ROLE_STORE } else { ROLE_INGRESS };
     }
+    plan
+}
+
+/// What a planted bug needs to show itself, where the usual mix rarely has it.
+pub fn hunting(bug: Bug, seed: u64) -> Plan {
+    let mut plan = match bug {
+        // Votes of one reign that travel for long, and voters that restart meanwhile.
+        Bug::ForgetVoteOnRestart => among(
+            3,
+            seed,
+            &[
+                (Fault::CrashLeader, 3 * SECOND / 2),
+                (Fault::Crash, 4 * SECOND / 5),
+                (Fault::LinkSlow, 6 * SECOND / 5),
+                (Fault::PowerCut, 11 * SECOND),
+            ],
+        ),
+        _ => Plan::new(seed, Bugs::NONE),
+    };
+    plan.bugs = Bugs::only(bug);
     plan
 }
 

@@ -1,11 +1,21 @@
 //! What goes wrong, one kind after the other, and how everything is mended before the drain.
 
-use super::{Event, Swarm, links::pair, network::Slowness};
+use swarmmq_protocol::admin::AdminRequest;
+
+use super::{
+    Event, Swarm,
+    host::{Host, node_id},
+    links::pair,
+    network::Slowness,
+};
 use crate::{
     client::Role,
     clock::{MILLISECOND, SECOND},
-    plan::Fault,
+    plan::{Fault, ROLE_STORE},
 };
+
+/// Nodes that must be left to hold shards when one goes.
+const COPIES: usize = 3;
 
 impl Swarm {
     /// Lets one fault happen, if it can happen now.
@@ -103,6 +113,8 @@ impl Swarm {
                 self.hosts[host].clock.jump(if self.chaos.chance(500) { by } else { -by });
             }
             Fault::Wipe => return self.wipe_one(host),
+            Fault::Drain => return self.empty_one(host),
+            Fault::Remove => return self.remove_one(host),
             _ => return false,
         }
         true
@@ -117,6 +129,54 @@ impl Swarm {
             self.wipe(host);
         }
         safe
+    }
+
+    /// Nodes that hold shards and are to go on doing so.
+    pub(super) fn stores(&self) -> usize {
+        let stays = |host: &&Host| {
+            host.planned.roles & ROLE_STORE != 0 && host.boot > 0 && !host.gone && !host.draining
+        };
+        self.hosts.iter().filter(stays).count()
+    }
+
+    /// One node at a time is emptied while work goes on; the next time it may hold shards again.
+    fn empty_one(&mut self, host: usize) -> bool {
+        let emptied = self.hosts.iter().position(|host| host.draining);
+        let host = emptied.unwrap_or(host);
+        let draining = emptied.is_none();
+        let possible =
+            !draining || self.stores() > COPIES && self.hosts[host].planned.roles & ROLE_STORE != 0;
+        if possible {
+            self.hosts[host].draining = draining;
+            self.note("empty", host as u64, u64::from(draining), 0);
+            self.instruct(AdminRequest::NodeDrain { node: node_id(host), draining });
+        }
+        possible
+    }
+
+    /// A node that dies for good counts as a lost disk. The first one stays: who comes with an empty disk asks it.
+    fn remove_one(&mut self, host: usize) -> bool {
+        let few = self.wiped < (self.hosts.len() - 1) / 2 && self.stores() > COPIES;
+        let doors = self
+            .hosts
+            .iter()
+            .enumerate()
+            .any(|(other, state)| other != host && state.is_ingress() && state.boot > 0 && !state.gone);
+        let safe = host > 0 && few && doors && self.shortage().is_none();
+        if safe {
+            self.wiped += 1;
+            self.hosts[host].gone = true;
+            self.hosts[host].draining = false;
+            self.die(host);
+            self.note("removed", host as u64, 0, 0);
+            self.instruct(AdminRequest::NodeRemove { node: node_id(host) });
+        }
+        safe
+    }
+
+    fn instruct(&mut self, question: AdminRequest) {
+        self.clients[0].instruct(question);
+        self.pump(0);
     }
 
     fn link_fault(&mut self, fault: Fault) -> bool {

@@ -57,6 +57,8 @@ pub(super) struct Host {
     pub(super) boot: u64,
     /// It will never run again.
     pub(super) gone: bool,
+    /// The operator wants it to hold no shards.
+    pub(super) draining: bool,
     /// The process is stopped until then, without knowing.
     pub(super) paused_until: u64,
     /// Syncs are slow until then.
@@ -115,6 +117,7 @@ impl Host {
             clock: Clock::skewed(planned.skew_ms),
             boot: 0,
             gone: false,
+            draining: false,
             paused_until: 0,
             slow_until: 0,
             stalled_until: 0,

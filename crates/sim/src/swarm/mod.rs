@@ -459,9 +459,11 @@ impl Swarm {
     fn lose_one(&mut self) {
         if self.plan.loses_one && self.lost.is_none() && self.shortage().is_none() {
             let host = self.chaos.below(self.hosts.len() as u64) as usize;
-            self.hosts[host].gone = true;
-            self.die(host);
-            self.lost = Some(host);
+            if !self.hosts[host].gone {
+                self.hosts[host].gone = true;
+                self.die(host);
+                self.lost = Some(host);
+            }
         }
     }
 
@@ -512,6 +514,9 @@ impl Swarm {
             Ok(found) => found,
             Err(why) => return Some(why),
         };
+        if matches!(&self.clients[0].role, Role::Operator(operator) if !operator.is_done()) {
+            return Some("the operator has no answer".to_owned());
+        }
         if open > 0 || held > 0 || depth > 0 {
             return Some(format!(
                 "{open} messages of open fate, {held} held by consumers, {depth} in queues; {left}"

@@ -17,12 +17,12 @@ use swarmmq_protocol::{
     time::WallTime,
 };
 
-use super::{Swarm, host::Host};
+use super::Swarm;
 use crate::{
     clock::{Clock, MILLISECOND, SECOND, virtual_time},
     disk::Disk,
     history::{Group, Reign},
-    plan::{PlannedAddress, ROLE_STORE},
+    plan::PlannedAddress,
 };
 
 /// Virtual time a rebuilt node may take to serve.
@@ -62,6 +62,9 @@ impl Swarm {
             let group = group_code(shard);
             if group != before.2 {
                 self.note("group", host as u64, u64::from(shard.id().0) << 32 | applied, group);
+                if term.is_some() {
+                    self.judge_voters(shard);
+                }
             }
             *before = (term, applied, group);
         }
@@ -107,6 +110,18 @@ impl Swarm {
                     self.history.returned.insert(key, Attempt(retry.attempt));
                 }
             }
+        }
+    }
+
+    /// Who votes has taken its shard over.
+    fn judge_voters(&mut self, leader: &Shard) {
+        let empty = leader.state().conf.voters.iter().find_map(|voter| {
+            let (host, replica) = self.replica(*voter, leader)?;
+            replica.state().conf.is_empty().then_some(host)
+        });
+        if let Some(host) = empty {
+            let what = format!("node {} votes in shard {} and holds nothing", host + 1, leader.id().0);
+            self.history.violation("replicas", what);
         }
     }
 
@@ -190,8 +205,7 @@ impl Swarm {
             Ok(leaders) => leaders,
             Err(why) => return Some(why),
         };
-        let there = |host: &&Host| host.planned.roles & ROLE_STORE != 0 && host.boot > 0 && !host.gone;
-        let stores = self.hosts.iter().filter(there).count();
+        let stores = self.stores();
         let copies = usize::from(self.plan.replicas).min(if stores < 3 { 1 } else { stores });
         leaders.iter().find_map(|(host, leader)| {
             let conf = &leader.state().conf;
@@ -205,6 +219,9 @@ impl Swarm {
                 ));
             }
             conf.voters.iter().find_map(|voter| match self.replica(*voter, leader) {
+                Some((host, _)) if self.hosts[host].draining => {
+                    Some(format!("node {} is to be empty and votes in shard {shard}", host + 1))
+                }
                 None => Some(format!("voter {voter:x} of shard {shard} is no more")),
                 Some((host, replica)) => {
                     let has = replica.state().applied;
