@@ -58,6 +58,8 @@ pub(super) struct Judge {
     delivered: Vec<Bitmap>,
     unknown: Vec<Bitmap>,
     pub(super) duplicated: u64,
+    /// Given again, flagged as a later attempt.
+    pub(super) redelivered: u64,
     pub(super) out_of_order: u64,
     /// The first one is the time before any fault.
     windows: Vec<Window>,
@@ -76,6 +78,7 @@ impl Judge {
             delivered: none(),
             unknown: none(),
             duplicated: 0,
+            redelivered: 0,
             out_of_order: 0,
             windows: vec![Window::new(0)],
             latency: Latency::new(),
@@ -110,10 +113,13 @@ impl Judge {
                 self.unknown[usize::from(producer)].insert(sequence);
                 self.window(now_ns).publish[usize::from(producer)].gave_up(handed_ns, now_ns);
             }
-            News::Delivered { producer, sequence, handed_ns, now_ns, late } => {
+            News::Delivered { producer, sequence, handed_ns, now_ns, late, again } => {
                 self.out_of_order += u64::from(late);
                 if self.delivered[usize::from(producer)].insert(sequence) {
                     self.latency.record_ns(now_ns.saturating_sub(handed_ns));
+                } else if again {
+                    // Its holder was silent for longer than a new leader waits: it comes again, and says so.
+                    self.redelivered += 1;
                 } else {
                     self.duplicated += 1;
                 }
@@ -204,7 +210,7 @@ mod tests {
     }
 
     fn delivered(sequence: u32, late: bool) -> News {
-        News::Delivered { producer: 1, sequence, handed_ns: 1, now_ns: 5000, late }
+        News::Delivered { producer: 1, sequence, handed_ns: 1, now_ns: 5000, late, again: false }
     }
 
     #[test]
@@ -215,6 +221,15 @@ mod tests {
         assert_eq!((judge.lost(), judge.duplicated, judge.sent()), (1, 0, 2));
         [delivered(1, false), delivered(0, false)].into_iter().for_each(|news| judge.hear(news));
         assert_eq!((judge.lost(), judge.duplicated, judge.out_of_order), (0, 1, 0));
+        judge.hear(News::Delivered {
+            producer: 1,
+            sequence: 0,
+            handed_ns: 1,
+            now_ns: 5000,
+            late: false,
+            again: true,
+        });
+        assert_eq!((judge.duplicated, judge.redelivered), (1, 1), "a flagged one is counted apart");
         assert!(!judge.is_complete(), "producers still run");
         (0..PRODUCERS).for_each(|_| judge.hear(News::Done));
         assert!(judge.is_complete());

@@ -78,6 +78,7 @@ struct Report {
     delivered: u64,
     lost: u64,
     duplicated: u64,
+    redelivered: u64,
     out_of_order: u64,
     unknown: u64,
     faults: Vec<Fault>,
@@ -193,6 +194,7 @@ fn play(stage: &mut Stage, events: &Sender<Event>, inbox: &Receiver<Event>) -> O
         delivered: judge.delivered(),
         lost: judge.lost(),
         duplicated: judge.duplicated,
+        redelivered: judge.redelivered,
         out_of_order: judge.out_of_order,
         unknown: judge.unknown(),
         faults,
@@ -374,8 +376,8 @@ fn show(report: &Report) {
         report.sent, report.acknowledged, report.delivered, report.seconds
     ));
     say(format!(
-        "lost {}, received twice {}, out of order {}, fate unknown {}",
-        report.lost, report.duplicated, report.out_of_order, report.unknown
+        "lost {}, received twice {}, out of order {}, fate unknown {}; given again and flagged {}",
+        report.lost, report.duplicated, report.out_of_order, report.unknown, report.redelivered
     ));
     let ms = |us: f64| (us / 100.0).round() / 10.0;
     say(format!(
@@ -413,6 +415,7 @@ mod tests {
             delivered: 2,
             lost: 0,
             duplicated: 0,
+            redelivered: 0,
             out_of_order: 0,
             unknown: 0,
             faults: vec![fault],
@@ -422,7 +425,7 @@ mod tests {
             latency_us: Latency::new().report(),
         };
         let text = serde_json::to_string(&report).unwrap();
-        let expected = r#"{"verdict":"passed","nodes":5,"sent":2,"acknowledged":2,"delivered":2,"lost":0,"duplicated":0,"out_of_order":0,"unknown":0,"faults":[{"what":"kill -9 node 1","at_s":4.0,"publish_gap_ms":40.0,"delivery_gap_ms":41.5}],"seconds":10.0,"longest_publish_gap_ms":40.0,"longest_delivery_gap_ms":41.5,"latency_us":{"#;
+        let expected = r#"{"verdict":"passed","nodes":5,"sent":2,"acknowledged":2,"delivered":2,"lost":0,"duplicated":0,"redelivered":0,"out_of_order":0,"unknown":0,"faults":[{"what":"kill -9 node 1","at_s":4.0,"publish_gap_ms":40.0,"delivery_gap_ms":41.5}],"seconds":10.0,"longest_publish_gap_ms":40.0,"longest_delivery_gap_ms":41.5,"latency_us":{"#;
         assert!(text.starts_with(expected), "{text}");
     }
 

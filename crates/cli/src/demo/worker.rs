@@ -45,6 +45,8 @@ pub(super) enum News {
         handed_ns: u64,
         now_ns: u64,
         late: bool,
+        /// Flagged as a later attempt.
+        again: bool,
     },
     /// A consumer waits for messages.
     Subscribed,
@@ -174,7 +176,14 @@ async fn receive(args: &ConsumerArgs, target: &Target) -> Outcomes<()> {
         let late = received.attempt == 1 && sequence < *latest;
         *latest = sequence.max(*latest);
         // Told first, acknowledged then: what is acknowledged was certainly seen.
-        print(&News::Delivered { producer, sequence, handed_ns, now_ns: now_ns(), late });
+        print(&News::Delivered {
+            producer,
+            sequence,
+            handed_ns,
+            now_ns: now_ns(),
+            late,
+            again: received.attempt > 1,
+        });
         acks.push_back(received.ack_later());
         if acks.len() > ACKS_MAX
             && let Some(ack) = acks.pop_front()
@@ -201,7 +210,7 @@ mod tests {
         for news in [
             News::Acknowledged { producer: 1, sequence: 2, handed_ns: 3, now_ns: 4 },
             News::Unknown { producer: 1, sequence: 2, handed_ns: 3, now_ns: 4 },
-            News::Delivered { producer: 1, sequence: 2, handed_ns: 3, now_ns: 4, late: true },
+            News::Delivered { producer: 1, sequence: 2, handed_ns: 3, now_ns: 4, late: true, again: false },
             News::Subscribed,
             News::Done,
             News::Failed { message: "x".into() },
