@@ -370,7 +370,9 @@ impl Shard {
                 .copied()
                 .find(|replica| !wish.voters.contains(replica) && *replica != self.replica);
             match surplus {
-                Some(gone) if complete || wish.learners.contains(&gone) => Some(Change::Leave(gone)),
+                // Its vote goes and the rest stays: one that left would forget what it has just promised to have.
+                Some(gone) if wish.learners.contains(&gone) => Some(Change::Follow(gone)),
+                Some(gone) if complete => Some(Change::Leave(gone)),
                 _ => None,
             }
         };
