@@ -65,8 +65,8 @@ fn cut_power(name: &str, victims: &[usize]) {
             disks[*at].bring_back();
             swarm.start(*at);
         }
-        story.flows();
         swarm.heals();
+        story.flows();
     }
     story.end(&mut swarm);
 }
@@ -186,7 +186,7 @@ fn the_disk_of_one_node_is_full() {
     for _ in 0..3 {
         story.flows();
     }
-    assert_eq!(swarm.status(0)["healthy"], false, "a full disk is a problem");
+    assert_eq!(swarm.status(1)["healthy"], false, "a full disk is a problem");
     fs::remove_file(&filler).unwrap();
     drop(file);
     story.end(&mut swarm);

@@ -253,6 +253,8 @@ pub struct Load {
     child: Child,
     progress: Arc<Mutex<(u64, u64)>>,
     reader: Option<JoinHandle<Vec<String>>>,
+    /// Asks how the cluster is: for when nothing comes.
+    status: Command,
 }
 
 impl Load {
@@ -274,7 +276,12 @@ impl Load {
             }
             said
         });
-        let mut load = Self { child, progress, reader: Some(reader) };
+        let mut load = Self {
+            child,
+            progress,
+            reader: Some(reader),
+            status: swarm.command(&swarm.everyone(), &["status"]),
+        };
         load.flows();
         load
     }
@@ -296,7 +303,12 @@ impl Load {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("the load ended with {status}: {:#?}", self.reader.take().unwrap().join());
             }
-            assert!(Instant::now() < deadline, "nothing flows: {before:?}, {now:?}");
+            if Instant::now() > deadline {
+                let status =
+                    self.status.output().map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+                let _gone = self.child.kill().is_err();
+                panic!("nothing flows: {now:?}: {status:?}: {:#?}", self.reader.take().unwrap().join());
+            }
             std::thread::yield_now();
         }
     }
