@@ -716,7 +716,7 @@ fn a_drained_node_holds_nothing_and_a_removed_one_is_not_let_in_again() {
         let status = cluster.node(NodeId(2)).status();
         status.shards.iter().all(|shard| !shard.replicas.contains(&4) && shard.in_sync.len() == 3)
     };
-    cluster.until("node 4 is empty", Duration::from_secs(10), is_empty);
+    cluster.until("node 4 is empty", Duration::from_secs(20), is_empty);
     let state = |cluster: &mut Cluster| cluster.node(NodeId(1)).status().nodes[3].state;
     assert_eq!(state(&mut cluster), NodeState::Draining);
 
@@ -758,7 +758,7 @@ fn a_node_that_goes_and_comes_back_at_once_loses_nothing_it_had_promised() {
         cluster.pass(Duration::from_millis(10 * (round % 5)));
         sent += 2;
     }
-    cluster.until("healthy again", Duration::from_secs(10), |cluster| cluster.is_healthy());
+    cluster.until("healthy again", Duration::from_secs(20), |cluster| cluster.is_healthy());
     for host in cluster.hosts.values() {
         assert_eq!(host.node.as_ref().unwrap().stopped, None);
     }

@@ -506,7 +506,7 @@ impl Node {
             let me = self.config.node;
             let links = &self.peers.links;
             let is_up = |node: NodeId| node == me || links.contains_key(&node);
-            if !self.shards[index].steer(&wish, &is_up) {
+            if !self.shards[index].steer(now, &wish, &is_up) {
                 steady = false;
                 self.dirty[index] = true;
                 continue;

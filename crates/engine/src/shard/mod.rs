@@ -172,6 +172,8 @@ pub struct Shard {
     stalled_since: Option<(Instant, u64)>,
     /// The group goes on without this replica.
     leaving: bool,
+    /// When replicas left the group, in this reign.
+    left_at: BTreeMap<u64, Instant>,
     /// When replicas being caught up last asked for something.
     pulled_at: BTreeMap<u64, Instant>,
     next_tick: Instant,
@@ -397,6 +399,7 @@ impl Shard {
         self.reign = None;
         self.stalled_since = None;
         self.pulled_at.clear();
+        self.left_at.clear();
     }
 
     /// Bytes of the log that were asked for. What the disk does not give back is as bad as what does not check: with one
@@ -592,7 +595,7 @@ impl Shard {
             _ => Vec::new(),
         };
         if entry.kind == EntryKind::Membership {
-            self.regroup(&entry.data, work);
+            self.regroup(now, &entry.data, work);
         } else if !entry.data.is_empty() {
             let read = Entry::read(&entry.data).expect("this shard proposed it and its checksum holds");
             let mut tickets = tickets.into_iter().chain(std::iter::repeat(None));

@@ -26,6 +26,9 @@ const STALL_TIME_MAX: std::time::Duration = std::time::Duration::from_millis(120
 const STAGGER_MILLIS: u64 = 25;
 /// Silence of a replica that is being caught up after which its leader begins anew.
 const PULL_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(5);
+/// Time after which a replica that left may come again under its name. What it had confirmed before it forgot everything
+/// must not arrive any more: its leader would count on it.
+const RETURN_TIME: std::time::Duration = std::time::Duration::from_secs(10);
 /// Entries a follower may lack and still count as caught up.
 const CAUGHT_UP_ENTRIES: u64 = 64;
 /// Bytes of a state in one packet.
@@ -225,8 +228,11 @@ impl Shard {
     }
 
     /// A committed change of the group takes effect.
-    pub(super) fn regroup(&mut self, data: &[u8], work: &mut Work) {
+    pub(super) fn regroup(&mut self, now: Now, data: &[u8], work: &mut Work) {
         let change = Change::read(data).expect("this shard proposed it and its checksum holds");
+        if let Change::Leave(replica) = change {
+            self.left_at.insert(replica, now.monotonic);
+        }
         let conf = self.consensus.apply_change(change);
         self.state.regroup(conf);
         work.regrouped = true;
@@ -331,7 +337,7 @@ impl Shard {
     }
 
     /// Takes one step towards `wish`, if this replica leads and no step is under way. Returns whether the wish is met.
-    pub fn steer(&mut self, wish: &Wish, is_up: &dyn Fn(NodeId) -> bool) -> bool {
+    pub fn steer(&mut self, now: Now, wish: &Wish, is_up: &dyn Fn(NodeId) -> bool) -> bool {
         if !self.is_serving() || self.consensus.is_transferring() {
             return true;
         }
@@ -348,7 +354,12 @@ impl Shard {
             let is_replaced = |old: &u64| {
                 !wanted().any(|new| new == *old) && wanted().any(|new| node_of(new) == node_of(*old))
             };
-            if let Some(new) = wanted().find(|replica| !conf.contains(*replica) && is_up(node_of(*replica))) {
+            let may_come = |replica: &u64| {
+                let just_left = self.left_at.get(replica);
+                let is_late = just_left.is_none_or(|at| now.monotonic.since(*at) > RETURN_TIME);
+                !conf.contains(*replica) && is_late && is_up(node_of(*replica))
+            };
+            if let Some(new) = wanted().find(may_come) {
                 return Some(Change::Follow(new));
             }
             let ready = |replica: &u64| conf.learners.contains(replica) && self.is_caught_up(*replica);

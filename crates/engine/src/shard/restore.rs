@@ -238,6 +238,7 @@ impl Restore {
             campaign_at: None,
             stalled_since: None,
             pulled_at: BTreeMap::new(),
+            left_at: BTreeMap::new(),
             next_tick: Instant(0),
             next_aging: Instant(0),
             forget_at: WallTime(0),
