@@ -155,7 +155,7 @@ fn planned_restarts_of_every_node_cost_no_message() {
         assert_eq!(report[field], 0, "{field} in {report}");
     }
     assert_eq!(report["published"], 4000, "{report}");
-    assert_eq!(status(&dev).0, 0);
+    until("the cluster is healthy", PATIENCE, || status(&dev).0 == 0);
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn all_killed_at_once_remember_everything() {
     ok(&received);
     let ids: BTreeSet<String> = column(&received, "id").iter().map(Value::to_string).collect();
     assert_eq!(ids.len(), 200);
-    assert_eq!(status(&dev).0, 0);
+    until("the cluster is healthy", PATIENCE, || status(&dev).0 == 0);
     ok(&dev.run(&["dev", "down"]));
 }
 
