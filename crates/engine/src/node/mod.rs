@@ -439,6 +439,8 @@ impl Node {
         for index in 0..self.shards.len() {
             let mut work = Work::default();
             self.shards[index].stop(what, &mut work);
+            // Whoever asks who leads is to hear that this node does not.
+            self.dirty[index] = true;
             self.carry(now, index, work);
         }
     }
