@@ -25,6 +25,8 @@ use crate::{
 
 /// Pause between looks at a node that is being emptied.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
+/// Time to find out whether a node is a member, once nobody said what became of the question. A removed one ends in 3 s.
+const CONFIRM_TIME_MAX: Duration = Duration::from_secs(10);
 /// Role bit: holds replicas.
 const STORE: u8 = 4;
 
@@ -140,8 +142,21 @@ async fn drain(client: &SwarmMq, node: u16, force: bool, timeout: Duration) -> O
     ask(client, node, AdminRequest::NodeDrain { node: NodeId(node), draining: true }).await?;
     let deadline = Instant::now() + timeout;
     let mut said = usize::MAX;
+    let mut missing_since = None;
     loop {
-        let left = Plan::of(&status(client).await?, node)?.shards;
+        let left = match Plan::of(&status(client).await?, node) {
+            Ok(plan) => plan.shards,
+            // It was there. Whoever answers may be catching up itself and know nobody for a moment.
+            Err(failure) => {
+                let since = *missing_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > CONFIRM_TIME_MAX {
+                    return Err(failure);
+                }
+                tokio::time::sleep(LOOK_PAUSE).await;
+                continue;
+            }
+        };
+        missing_since = None;
         if left == 0 {
             return Ok(());
         }
@@ -187,12 +202,30 @@ async fn remove(client: &SwarmMq, node: u16, force: bool, timeout: Duration, as_
     } else {
         drain(client, node, false, timeout).await?;
     }
-    ask(client, node, AdminRequest::NodeRemove { node: NodeId(node) }).await?;
+    match ask(client, node, AdminRequest::NodeRemove { node: NodeId(node) }).await {
+        Ok(()) => {}
+        // It was there: this is the answer to a repetition, after the leader that did it was lost.
+        Err(failure) if failure.code == "no_such_node" => {}
+        Err(failure) if failure.unknown => confirm_removal(client, node, failure).await?,
+        Err(failure) => return Err(failure),
+    }
     Ok(told(as_json, &json!({"node": node, "removed": true}), || {
         format!(
             "node {node} belongs to the cluster no more; its process ends, its data directory is of no use"
         )
     }))
+}
+
+/// Whoever was asked through the node itself has no answer: it is cut off as soon as it is removed.
+async fn confirm_removal(client: &SwarmMq, node: u16, failure: Failure) -> Outcomes<()> {
+    let deadline = Instant::now() + CONFIRM_TIME_MAX;
+    while Instant::now() < deadline {
+        if status(client).await.is_ok_and(|report| report.nodes.iter().all(|known| known.id.0 != node)) {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+    Err(failure)
 }
 
 /// What follows from the loss of a node.

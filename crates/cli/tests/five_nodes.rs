@@ -14,7 +14,7 @@ use std::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use self::cluster::{Dev, column, ended, errors, exits, fails, last, ok, signal, until};
+use self::cluster::{Dev, column, errors, exits, fails, last, ok, signal, until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -167,7 +167,7 @@ fn all_killed_at_once_remember_everything() {
     for node in 1..=5 {
         signal(dev.pid_of(node), Signal::KILL);
     }
-    (1..=5).for_each(|node| ended(dev.pid_of(node), PATIENCE));
+    // At once: some of them are still ending.
     ok(&dev.run(&["dev", "up", "--nodes", "5"]));
     let received = dev.run(&["recv", "kept", "-n", "200", "--timeout", "40s", "--json"]);
     ok(&received);

@@ -5,8 +5,10 @@ mod health;
 mod process;
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use clap::Subcommand;
@@ -17,7 +19,7 @@ pub(crate) use self::directory::{Cluster, parse_roles};
 use self::{
     directory::{RolesOf, STOP_TIME_MAX, existing, has_roles, local, lock, parse_roles_of, refuse_leftovers},
     health::wait_settled,
-    process::{answers, is_node, signal, spawn, wait_gone},
+    process::{POLL, START_TIME_MAX, Starting, is_node, not_ready, serves, signal, spawn, wait_gone},
 };
 use crate::{
     discover::LOCAL,
@@ -185,21 +187,7 @@ fn refuse_another(
 
 /// Starts those of `ids` that do not run, all at once, and waits until they serve and the cluster has settled.
 fn start_nodes(directory: &Path, cluster: &mut Cluster, ids: &[u16]) -> Outcomes<()> {
-    let (running, stopped): (Vec<u16>, Vec<u16>) =
-        ids.iter().partition(|id| cluster.node(**id).is_ok_and(|node| node.pid.is_some()));
-    let result = start_stopped(directory, cluster, &stopped).and_then(|()| {
-        for id in running {
-            let node = cluster.node(id)?.clone();
-            let Some(pid) = node.pid else { continue };
-            // One that was killed a moment ago looks alive until it ends.
-            if !answers(pid, &node) || !is_node(pid, &node.config) {
-                cluster.node_mut(id)?.pid = None;
-                start_stopped(directory, cluster, &[id])?;
-            }
-        }
-        wait_settled(cluster)
-    });
-    result.inspect_err(|_| {
+    serve_all(directory, cluster, ids).and_then(|()| wait_settled(cluster)).inspect_err(|_| {
         for node in &mut cluster.nodes {
             node.pid = node.pid.filter(|pid| is_node(*pid, &node.config));
         }
@@ -208,17 +196,41 @@ fn start_nodes(directory: &Path, cluster: &mut Cluster, ids: &[u16]) -> Outcomes
     })
 }
 
-fn start_stopped(directory: &Path, cluster: &mut Cluster, ids: &[u16]) -> Outcomes<()> {
-    let mut starting = Vec::new();
-    for id in ids {
-        starting.push(spawn(directory, cluster, *id)?);
+/// Starts and waits until all of `ids` serve. One that was killed a moment ago looks alive until it ends; then it is
+/// started, too.
+fn serve_all(directory: &Path, cluster: &mut Cluster, ids: &[u16]) -> Outcomes<()> {
+    let deadline = Instant::now() + START_TIME_MAX;
+    let mut started: BTreeMap<u16, Starting> = BTreeMap::new();
+    let mut waiting = ids.to_vec();
+    loop {
+        for id in &waiting {
+            let node = cluster.node_mut(*id)?;
+            if !started.contains_key(id) {
+                node.pid = node.pid.filter(|pid| is_node(*pid, &node.config));
+            }
+            if node.pid.is_none() {
+                started.insert(*id, spawn(directory, cluster, *id)?);
+            }
+        }
+        let alone = cluster.nodes.iter().any(|node| node.pid.is_none());
+        let mut left = Vec::new();
+        for id in waiting {
+            let node = cluster.node(id)?;
+            let is_up = match started.get_mut(&id) {
+                Some(starting) => starting.is_up(node, alone)?,
+                None => serves(&node.admin, alone) && node.pid.is_some_and(|pid| is_node(pid, &node.config)),
+            };
+            if !is_up {
+                left.push(id);
+            }
+        }
+        let Some(first) = left.first() else { return Ok(()) };
+        if Instant::now() > deadline {
+            return Err(not_ready(cluster.node(*first)?));
+        }
+        std::thread::sleep(POLL);
+        waiting = left;
     }
-    let alone = cluster.nodes.iter().any(|node| node.pid.is_none());
-    for each in starting {
-        let node = cluster.node(each.id)?;
-        each.wait(node, alone)?;
-    }
-    Ok(())
 }
 
 /// `dev start N`.

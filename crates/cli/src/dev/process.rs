@@ -91,24 +91,15 @@ pub(crate) fn spawn(directory: &Path, cluster: &mut Cluster, id: u16) -> Outcome
 }
 
 impl Starting {
-    /// Waits until the node says that it serves.
+    /// Whether the node says that it serves; why not, if it has ended.
     ///
     /// * `alone`: too few others run for every shard to have a leader, so that is not waited for.
-    pub(crate) fn wait(mut self, node: &Node, alone: bool) -> Outcomes<()> {
-        let deadline = Instant::now() + START_TIME_MAX;
-        loop {
-            // First of all: a stranger who answers on our port does not count.
-            if let Ok(Some(status)) = self.child.try_wait() {
-                return Err(self.why_it_ended(node, status.code()));
-            }
-            if serves(&node.admin, alone) {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(not_ready(node));
-            }
-            std::thread::sleep(POLL);
+    pub(crate) fn is_up(&mut self, node: &Node, alone: bool) -> Outcomes<bool> {
+        // First of all: a stranger who answers on our port does not count.
+        if let Ok(Some(status)) = self.child.try_wait() {
+            return Err(self.why_it_ended(node, status.code()));
         }
+        Ok(serves(&node.admin, alone))
     }
 
     fn why_it_ended(&self, node: &Node, code: Option<i32>) -> Failure {
@@ -123,18 +114,6 @@ impl Starting {
     }
 }
 
-/// Waits until a node that was there before answers. False: it ended.
-pub(crate) fn answers(pid: i32, node: &Node) -> bool {
-    let deadline = Instant::now() + START_TIME_MAX;
-    while is_node(pid, &node.config) {
-        if serves(&node.admin, true) || Instant::now() > deadline {
-            return true;
-        }
-        std::thread::sleep(POLL);
-    }
-    false
-}
-
 pub(crate) fn not_ready(node: &Node) -> Failure {
     Failure::new(
         3,
@@ -145,7 +124,7 @@ pub(crate) fn not_ready(node: &Node) -> Failure {
 }
 
 /// Whether a node is ready, or as far as it can be while others are missing.
-fn serves(admin: &str, alone: bool) -> bool {
+pub(crate) fn serves(admin: &str, alone: bool) -> bool {
     let Some(answer) = http_get(admin, "/readyz") else { return false };
     answer.starts_with("HTTP/1.1 200") || alone && answer.contains("no leader")
 }
