@@ -590,6 +590,11 @@ impl Consensus {
         if let Ok(conf) = self.raw.apply_conf_change(&translate::change_to_raft(change)) {
             self.raw.mut_store().conf = conf;
         }
+        // Elected before it had applied that it leaves: the crate does not expect a leader that is none of the group, and
+        // panics when it hears of its disk.
+        if self.raw.raft.prs().get(self.raw.raft.id).is_none() {
+            self.step_down();
+        }
         self.reseed();
         self.conf()
     }
@@ -701,6 +706,21 @@ mod tests {
         assert!(consensus.round().is_none());
         consensus.persisted(round.number);
         assert_eq!(consensus.round().unwrap().committed[0].data, "x");
+    }
+
+    #[test]
+    fn a_leader_that_a_change_leaves_out_leads_no_more_and_may_still_hear_from_its_disk() {
+        let mut consensus = Consensus::new(1, founded(), 0, Bugs::NONE);
+        consensus.tick();
+        run(&mut consensus, true);
+        consensus.propose(b"x".to_vec()).unwrap();
+        let round = consensus.round().unwrap();
+        for change in [Change::Follow(2), Change::Vote(2), Change::Leave(1)] {
+            consensus.apply_change(change);
+        }
+        assert_eq!(consensus.conf().voters, [2]);
+        consensus.persisted(round.number);
+        assert!(!consensus.is_leader());
     }
 
     #[test]
