@@ -3,7 +3,7 @@
 use swarmmq_protocol::{admin::NodeState, packet::Class, session::peer::PeerHello};
 
 use super::{
-    letter::{Health, Letter},
+    letter::{Health, Letter, Question},
     *,
 };
 use crate::shard::member::node_of;
@@ -277,6 +277,23 @@ impl Cluster {
             .collect()
     }
 
+    fn make(&mut self, client: (NodeId, ConnectionId), address: &str) {
+        let answer = self.ask(client, &resolve(address, Order::Total));
+        assert!(matches!(answer, Frame::Resolved(_)), "{answer:?}");
+    }
+
+    fn join(
+        &mut self,
+        client: (NodeId, ConnectionId),
+        address: &str,
+        group: &str,
+        consumer: u128,
+        credit: u32,
+    ) {
+        let answer = self.ask(client, &subscribe(address, group, consumer, credit, vec![]));
+        assert!(matches!(answer, Frame::Subscribed(_)), "{answer:?}");
+    }
+
     fn publish(&mut self, client: (NodeId, ConnectionId), sender: &mut Sender, address: &str) -> bool {
         let shard = sender.shard(address, None, false);
         let next = match sender.next.get(&shard) {
@@ -348,16 +365,14 @@ fn any_node_takes_messages_and_consumers_for_any_shard() {
     let mut sender = Sender::new(1);
     for node in 1..=5 {
         let client = cluster.connect(NodeId(node));
-        let Frame::Resolved(_) = cluster.ask(client, &resolve("a", Order::Total)) else { panic!() };
+        cluster.make(client, "a");
         assert!(!cluster.publish(client, &mut sender, "a"));
     }
     let mut got = Vec::new();
     for node in 1..=5 {
         let client = cluster.connect(NodeId(node));
         let group = format!("g{node}");
-        let Frame::Subscribed(_) = cluster.ask(client, &subscribe("a", &group, 1, 10, vec![])) else {
-            panic!()
-        };
+        cluster.join(client, "a", &group, 1, 10);
         cluster.pass(Duration::from_millis(20));
         let items = cluster.deliveries(client);
         let all: Vec<&DeliverItem> = items.iter().collect();
@@ -380,8 +395,8 @@ fn a_killed_leader_costs_no_message_and_a_repeated_one_is_no_second() {
     let leader = cluster.leader(shard);
     let edge = NodeId(if leader == NodeId(1) { 2 } else { 1 });
     let client = cluster.connect(edge);
-    let Frame::Resolved(_) = cluster.ask(client, &resolve("a", Order::Total)) else { panic!() };
-    let Frame::Subscribed(_) = cluster.ask(client, &subscribe("a", "g", 1, 100, vec![])) else { panic!() };
+    cluster.make(client, "a");
+    cluster.join(client, "a", "g", 1, 100);
     for _ in 0..5 {
         cluster.publish(client, &mut sender, "a");
     }
@@ -423,11 +438,11 @@ fn a_node_that_its_consumer_has_left_does_not_give_back_what_came_by_way_of_anot
     let leader = cluster.leader(sender.shard("a", None, false));
     let edges: Vec<NodeId> = (1..=5).map(NodeId).filter(|node| *node != leader).collect();
     let before = cluster.connect(edges[0]);
-    let Frame::Resolved(_) = cluster.ask(before, &resolve("a", Order::Total)) else { panic!() };
-    let Frame::Subscribed(_) = cluster.ask(before, &subscribe("a", "g", 1, 0, vec![])) else { panic!() };
+    cluster.make(before, "a");
+    cluster.join(before, "a", "g", 1, 0);
     // It moves, which the first node does not hear of, and then loses the second one too.
     let after = cluster.connect(edges[1]);
-    let Frame::Subscribed(_) = cluster.ask(after, &subscribe("a", "g", 1, 10, vec![])) else { panic!() };
+    cluster.join(after, "a", "g", 1, 10);
     cluster.publish(after, &mut sender, "a");
     let held = cluster.deliveries(after);
     assert_eq!(held.len(), 1);
@@ -437,7 +452,7 @@ fn a_node_that_its_consumer_has_left_does_not_give_back_what_came_by_way_of_anot
     cluster.link(edges[0], leader);
     cluster.pass(Duration::from_millis(200));
     let other = cluster.connect(leader);
-    let Frame::Subscribed(_) = cluster.ask(other, &subscribe("a", "g", 2, 10, vec![])) else { panic!() };
+    cluster.join(other, "a", "g", 2, 10);
     cluster.pass(Duration::from_millis(100));
     assert_eq!(cluster.deliveries(other), []);
     let item = &held[0];
@@ -456,7 +471,7 @@ fn a_minority_cut_off_takes_nothing_and_the_rest_goes_on() {
     let others: Vec<NodeId> = (1..=5).map(NodeId).filter(|node| *node != leader).collect();
     let inside = cluster.connect(leader);
     let outside = cluster.connect(others[0]);
-    let Frame::Resolved(_) = cluster.ask(outside, &resolve("a", Order::Total)) else { panic!() };
+    cluster.make(outside, "a");
     cluster.publish(outside, &mut sender, "a");
     for other in others {
         cluster.cut(leader, other);
@@ -475,7 +490,7 @@ fn everybody_killed_at_once_remembers_everything() {
     let mut cluster = healthy(5);
     let mut sender = Sender::new(1);
     let client = cluster.connect(NodeId(1));
-    let Frame::Resolved(_) = cluster.ask(client, &resolve("a", Order::Total)) else { panic!() };
+    cluster.make(client, "a");
     for _ in 0..20 {
         cluster.publish(client, &mut sender, "a");
     }
@@ -487,7 +502,7 @@ fn everybody_killed_at_once_remembers_everything() {
     }
     cluster.until("healthy again", Duration::from_secs(5), |cluster| cluster.is_healthy());
     let client = cluster.connect(NodeId(3));
-    let Frame::Subscribed(_) = cluster.ask(client, &subscribe("a", "g", 1, 100, vec![])) else { panic!() };
+    cluster.join(client, "a", "g", 1, 100);
     cluster.pass(Duration::from_millis(50));
     assert_eq!(cluster.deliveries(client).len(), 20);
 }
@@ -517,7 +532,7 @@ fn a_new_node_takes_over_shards_with_their_messages() {
     let client = cluster.connect(NodeId(1));
     let addresses = ["a", "b", "c", "d", "e", "f"];
     for address in addresses {
-        let Frame::Resolved(_) = cluster.ask(client, &resolve(address, Order::Total)) else { panic!() };
+        cluster.make(client, address);
         for _ in 0..5 {
             cluster.publish(client, &mut sender, address);
         }
@@ -552,82 +567,10 @@ fn a_new_node_takes_over_shards_with_their_messages() {
     cluster.until("healthy again", Duration::from_secs(5), |cluster| cluster.is_healthy());
     let client = cluster.connect(NodeId(5));
     for (number, address) in addresses.iter().enumerate() {
-        let Frame::Subscribed(_) =
-            cluster.ask(client, &subscribe(address, "g", number as u128 + 1, 100, vec![]))
-        else {
-            panic!()
-        };
+        cluster.join(client, address, "g", number as u128 + 1, 100);
     }
     cluster.pass(Duration::from_millis(50));
     assert_eq!(cluster.deliveries(client).len(), 30);
-}
-
-fn along(class: Class, path: &[u16], letter: &Letter) -> Packet {
-    let path = path.iter().map(|node| NodeId(*node)).collect();
-    Packet::along(class, path, letter.to_bytes()).unwrap()
-}
-
-/// What `node` sends when it is given `packet` by `from`.
-fn passes(cluster: &mut Cluster, node: u16, from: u16, packet: Packet) -> Vec<(NodeId, Packet)> {
-    cluster.run();
-    cluster.input(NodeId(node), Input::Packet { from: NodeId(from), packet });
-    let mut effects = Effects::default();
-    let now = cluster.now;
-    cluster.node(NodeId(node)).flush(now, &mut effects);
-    effects.packets
-}
-
-#[test]
-fn a_packet_goes_on_along_its_path_unchanged_and_is_opened_only_at_its_end() {
-    let mut cluster = healthy(3);
-    let letter = Letter::Health(Health { is_below_reserve: true, has_stopped: false });
-    let sent = along(Class::Publish, &[1, 2, 3], &letter);
-    let passed = passes(&mut cluster, 2, 1, sent.clone());
-    assert_eq!(passed.len(), 1, "{passed:?}");
-    let (next, packet) = &passed[0];
-    assert_eq!((*next, packet.hop, &packet.path, &packet.body), (NodeId(3), 1, &sent.path, &sent.body));
-    assert!(!cluster.node(NodeId(2)).peers.is_weak_by_word(NodeId(1)), "it was not for the relay");
-    assert_eq!(passes(&mut cluster, 3, 2, packet.clone()), []);
-    assert!(
-        cluster.node(NodeId(3)).peers.is_weak_by_word(NodeId(1)),
-        "the end takes it as the origin's word"
-    );
-}
-
-#[test]
-fn a_relay_without_a_way_says_so_to_the_origin_and_keeps_nothing() {
-    let mut cluster = healthy(3);
-    cluster.cut(NodeId(2), NodeId(3));
-    let letter = Letter::Health(Health::default());
-    let passed = passes(&mut cluster, 2, 1, along(Class::Publish, &[1, 2, 3], &letter));
-    let broken: Vec<_> = passed.iter().filter(|(_, packet)| packet.class == Class::Heartbeat).collect();
-    let found = broken.iter().find_map(|(next, packet)| match Letter::read(packet.body.clone()) {
-        Ok(Letter::Broken { destination }) => Some((*next, packet.path.clone(), destination)),
-        _ => None,
-    });
-    assert_eq!(found, Some((NodeId(1), vec![NodeId(2), NodeId(1)], NodeId(3))), "{passed:?}");
-}
-
-#[test]
-fn only_a_router_passes_packets_on() {
-    let mut cluster = Cluster::new(3);
-    cluster.add(4, PeerHello::INGRESS);
-    cluster.until("healthy", HEALTHY_WITHIN, |cluster| cluster.is_healthy());
-    let letter = Letter::Health(Health::default());
-    let passed = passes(&mut cluster, 4, 1, along(Class::Publish, &[1, 4, 3], &letter));
-    assert!(passed.iter().all(|(next, _)| *next == NodeId(1)), "{passed:?}");
-}
-
-#[test]
-fn a_packet_that_names_another_neighbour_or_no_letter_is_dropped_and_counted() {
-    let mut cluster = healthy(3);
-    let letter = Letter::Health(Health::default());
-    assert_eq!(passes(&mut cluster, 2, 3, along(Class::Publish, &[1, 2], &letter)), []);
-    let mut bytes = letter.to_bytes().to_vec();
-    bytes.push(0);
-    let direct = Packet::direct(Class::Bulk, NodeId(1), NodeId(2), bytes.into());
-    assert_eq!(passes(&mut cluster, 2, 1, direct), []);
-    assert_eq!(cluster.node(NodeId(2)).peers.malformed, 2);
 }
 
 #[test]
@@ -640,10 +583,10 @@ fn nodes_that_take_clients_hold_no_shard_and_serve_every_shard() {
     cluster.until("healthy", HEALTHY_WITHIN, |cluster| cluster.is_healthy());
     let mut sender = Sender::new(1);
     let client = cluster.connect(NodeId(4));
-    let Frame::Resolved(_) = cluster.ask(client, &resolve("a", Order::Total)) else { panic!() };
+    cluster.make(client, "a");
     cluster.publish(client, &mut sender, "a");
     let other = cluster.connect(NodeId(5));
-    let Frame::Subscribed(_) = cluster.ask(other, &subscribe("a", "g", 1, 10, vec![])) else { panic!() };
+    cluster.join(other, "a", "g", 1, 10);
     cluster.pass(Duration::from_millis(20));
     assert_eq!(cluster.deliveries(other).len(), 1);
     for node in [4, 5].map(NodeId) {
@@ -657,8 +600,8 @@ fn new_messages_wait_for_room_on_most_replicas_and_settlements_do_not() {
     let mut cluster = healthy(3);
     let mut sender = Sender::new(1);
     let client = cluster.connect(NodeId(1));
-    let Frame::Resolved(_) = cluster.ask(client, &resolve("a", Order::Total)) else { panic!() };
-    let Frame::Subscribed(_) = cluster.ask(client, &subscribe("a", "g", 1, 10, vec![])) else { panic!() };
+    cluster.make(client, "a");
+    cluster.join(client, "a", "g", 1, 10);
     cluster.publish(client, &mut sender, "a");
     let held = cluster.deliveries(client);
     let shard = sender.shard("a", None, false);
@@ -691,7 +634,7 @@ fn a_leader_whose_log_stops_is_followed_at_once() {
     let leader = cluster.leader(shard);
     let edge = NodeId(if leader == NodeId(1) { 2 } else { 1 });
     let client = cluster.connect(edge);
-    let Frame::Resolved(_) = cluster.ask(client, &resolve("a", Order::Total)) else { panic!() };
+    cluster.make(client, "a");
     cluster.publish(client, &mut sender, "a");
     let began = cluster.now.monotonic;
     cluster.input(leader, Input::DiskFailed { what: "a test".into() });
@@ -745,7 +688,7 @@ fn a_node_that_goes_and_comes_back_at_once_loses_nothing_it_had_promised() {
     let mut cluster = healthy(5);
     let mut sender = Sender::new(1);
     let client = cluster.connect(NodeId(1));
-    let Frame::Resolved(_) = cluster.ask(client, &resolve("a", Order::Total)) else { panic!() };
+    cluster.make(client, "a");
     let mut sent = 0;
     for round in 0..40u64 {
         let node = NodeId(2 + (round % 4) as u16);
@@ -762,7 +705,47 @@ fn a_node_that_goes_and_comes_back_at_once_loses_nothing_it_had_promised() {
     for host in cluster.hosts.values() {
         assert_eq!(host.node.as_ref().unwrap().stopped, None);
     }
-    let Frame::Subscribed(_) = cluster.ask(client, &subscribe("a", "g", 1, 1000, vec![])) else { panic!() };
+    cluster.join(client, "a", "g", 1, 1000);
     cluster.pass(Duration::from_millis(50));
     assert_eq!(cluster.deliveries(client).len(), sent);
 }
+
+/// A consumer had moved from one node to another; the join of the first came late, named nothing, and gave back what the
+/// consumer held by way of the second.
+#[test]
+fn a_join_that_comes_after_a_younger_one_takes_nothing_from_it() {
+    let mut cluster = healthy(5);
+    let mut sender = Sender::new(1);
+    let client = cluster.connect(NodeId(1));
+    cluster.make(client, "a");
+    cluster.join(client, "a", "g", 1, 10);
+    let shard = sender.shard("a", None, false);
+    let leader = cluster.leader(shard);
+    cluster.publish(client, &mut sender, "a");
+    assert_eq!(cluster.deliveries(client).len(), 1);
+    let join = |order, subscriber| Question::Join {
+        subscriber,
+        consumer: ConsumerId(1),
+        order,
+        address: Address::parse("a").unwrap(),
+        group: GroupName::parse("g").unwrap(),
+        credit_messages: 0,
+        credit_bytes: 0,
+        held: Vec::new(),
+    };
+    let attempt = |cluster: &mut Cluster| {
+        cluster.pass(Duration::from_millis(20));
+        let queue =
+            &cluster.node(leader).shards[shard.0 as usize].state().queues[&Address::parse("a").unwrap()];
+        queue.groups[&GroupName::parse("g").unwrap()].attempt(0)
+    };
+    let now = cluster.now;
+    let asker = Asker::There(NodeId(if leader == NodeId(2) { 3 } else { 2 }), 1);
+    cluster.node(leader).serve(now, shard.0 as usize, asker, join(1, 900));
+    assert_eq!(attempt(&mut cluster), Attempt(1), "it is older");
+    cluster.node(leader).serve(now, shard.0 as usize, asker, join(u64::MAX, 901));
+    assert_eq!(attempt(&mut cluster), Attempt(2), "a younger one says that nothing is held");
+}
+
+#[path = "relay_tests.rs"]
+mod relay;

@@ -73,6 +73,8 @@ pub(super) struct Subscriber {
     /// What the client can take.
     room: Share,
     shares: BTreeMap<NodeId, Share>,
+    /// The number of the request that asked for it: a consumer's rise, over all its connections.
+    order: u64,
     /// The request to answer when all feeds are joined for the first time, and what was lost until then.
     opening: Option<(u64, Vec<(ShardId, Offset)>)>,
 }
@@ -128,6 +130,7 @@ impl Node {
                 bytes: i64::try_from(frame.credit_bytes).unwrap_or(i64::MAX),
             },
             shares: BTreeMap::new(),
+            order: request,
             opening: Some((request, lost)),
         };
         self.subscribers.insert(id, subscriber);
@@ -149,7 +152,7 @@ impl Node {
         let question = Question::Join {
             subscriber: id.0,
             consumer: subscriber.consumer,
-            fresh: subscriber.opening.is_some(),
+            order: subscriber.order,
             address: subscriber.address.clone(),
             group: subscriber.group.clone(),
             credit_messages: 0,

@@ -162,7 +162,7 @@ impl Node {
         let Question::Join {
             subscriber,
             consumer,
-            fresh,
+            order,
             address,
             group,
             credit_messages,
@@ -194,7 +194,7 @@ impl Node {
         shard.unsubscribe(id);
         let (address, group, held) = (&address, &group, &held);
         let route = (edge, subscriber);
-        let joining = Joining { subscriber: id, route, consumer, fresh, address, group, held };
+        let joining = Joining { subscriber: id, route, consumer, order, address, group, held };
         let answer = match shard.subscribe(now, &joining) {
             Ok(lost) => Answer::Joined { term: shard.term(), lost },
             Err(code) => Answer::Refused(code),

@@ -42,8 +42,8 @@ pub(super) enum Question {
         /// As the asking node numbers it.
         subscriber: u64,
         consumer: ConsumerId,
-        /// The consumer itself says what it holds; otherwise its node does, which may not know that it has left.
-        fresh: bool,
+        /// Rises with every subscription of this consumer, over all its connections.
+        order: u64,
         address: Address,
         group: GroupName,
         credit_messages: u32,
@@ -240,7 +240,7 @@ impl Question {
             Self::Join {
                 subscriber,
                 consumer,
-                fresh,
+                order,
                 address,
                 group,
                 credit_messages,
@@ -250,7 +250,7 @@ impl Question {
                 out.put_u8(4);
                 out.put_u64(*subscriber);
                 out.put_u128(consumer.0);
-                out.put_u8(u8::from(*fresh));
+                out.put_u64(*order);
                 put_text(out, address.as_str());
                 put_text(out, group.as_str());
                 out.put_u32(*credit_messages);
@@ -302,7 +302,7 @@ impl Question {
             4 => Self::Join {
                 subscriber: r.u64()?,
                 consumer: ConsumerId(r.u128()?),
-                fresh: r.u8()? != 0,
+                order: r.u64()?,
                 address: address(r)?,
                 group: group(r)?,
                 credit_messages: r.u32()?,
@@ -669,7 +669,7 @@ mod tests {
                 group: g,
                 credit_messages: 3,
                 credit_bytes: 4,
-                fresh: true,
+                order: 7,
                 held: vec![(Offset(5), Attempt(6))],
             },
             Question::Leave { subscriber: 1 },

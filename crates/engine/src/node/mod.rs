@@ -51,7 +51,7 @@ use self::{
 };
 use crate::{
     log::{Position, Writer},
-    shard::{Answer, Shard, Ticket, Work, delivery::Credits, delivery::SubscriberId},
+    shard::{Answer, Shard, Ticket, Work, credit::Credits, delivery::SubscriberId},
 };
 
 /// Pause without writes after which the watermark is logged on its own.

@@ -22,6 +22,7 @@ use swarmmq_protocol::{
 
 use super::{
     cache::{Cache, Fetched},
+    credit::Credits,
     event::{Cause, Event, Order, Returned},
     queue::Queue,
     state::State,
@@ -33,51 +34,14 @@ use crate::{
 
 /// Offsets of one group that wait for their key, at most; scanning stops there.
 const WAITING_FOR_KEY_MAX: usize = 65_536;
+/// Consumers of one group whose youngest subscription is remembered, before those that hold nothing are forgotten.
+const CONSUMERS_RANKED_MAX: usize = 4096;
 /// Messages returned in one event, at most.
 const RETURNED_MAX: usize = 1024;
 
 /// One subscription of one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SubscriberId(pub u64);
-
-/// What subscribers may still be sent; shared by the shards of an address.
-#[derive(Debug, Default)]
-pub struct Credits(BTreeMap<SubscriberId, Credit>);
-
-/// Messages and bytes a subscriber can take.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Credit {
-    /// Messages.
-    pub messages: u32,
-    /// Sealed bytes; the last message may overdraw it.
-    pub bytes: i64,
-}
-
-impl Credits {
-    /// Adds to what `subscriber` can take, up to the limits.
-    pub fn grant(&mut self, subscriber: SubscriberId, messages: u32, bytes: u64) {
-        use swarmmq_protocol::limits::{CREDIT_BYTES_MAX, CREDIT_MESSAGES_MAX};
-        let credit = self.0.entry(subscriber).or_default();
-        credit.messages = credit.messages.saturating_add(messages).min(CREDIT_MESSAGES_MAX);
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        credit.bytes = credit.bytes.saturating_add(bytes).min(CREDIT_BYTES_MAX as i64);
-    }
-
-    /// Forgets `subscriber`.
-    pub fn remove(&mut self, subscriber: SubscriberId) {
-        self.0.remove(&subscriber);
-    }
-
-    fn allows(&self, subscriber: SubscriberId) -> bool {
-        self.0.get(&subscriber).is_some_and(|credit| credit.messages > 0 && credit.bytes > 0)
-    }
-
-    fn spend(&mut self, subscriber: SubscriberId, bytes: u32) {
-        let credit = self.0.get_mut(&subscriber).expect("only who has credit is delivered to");
-        credit.messages -= 1;
-        credit.bytes -= i64::from(bytes);
-    }
-}
 
 /// A message on its way to a consumer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,8 +73,9 @@ pub struct Joining<'a> {
     pub route: Route,
     /// Who it is, over all reconnects.
     pub consumer: ConsumerId,
-    /// The consumer itself says what it holds; otherwise its node does, which may not know that it has left.
-    pub fresh: bool,
+    /// Rises with every subscription of this consumer, over all its connections. Joins travel on different ways: one that
+    /// comes after a younger one speaks for a connection that is gone, without its node knowing it.
+    pub order: u64,
     /// Of which address.
     pub address: &'a Address,
     /// In which group.
@@ -205,9 +170,37 @@ struct Run {
     keys: BTreeMap<KeyHash, KeyLock>,
     waiting_for_key: usize,
     horizon_asked: u64,
+    /// The youngest subscription of each consumer that joined, and its route.
+    youngest: BTreeMap<ConsumerId, (u64, Route)>,
+}
+
+/// How a join stands to those of the same consumer before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rank {
+    /// A new subscription: the consumer itself says what it holds.
+    Youngest,
+    /// The youngest one joined again, by its node.
+    Again,
+    /// The consumer has left it.
+    Older,
 }
 
 impl Run {
+    fn rank(&mut self, consumer: ConsumerId, order: u64, route: Route) -> Rank {
+        match self.youngest.get(&consumer) {
+            Some((known, _)) if order < *known => return Rank::Older,
+            Some(known) if *known == (order, route) => return Rank::Again,
+            _ => {}
+        }
+        if self.youngest.len() >= CONSUMERS_RANKED_MAX {
+            // Who holds nothing has nothing to lose by a late join.
+            let leases = &self.leases;
+            self.youngest.retain(|known, _| leases.values().any(|lease| lease.consumer == *known));
+        }
+        self.youngest.insert(consumer, (order, route));
+        Rank::Youngest
+    }
+
     fn lock_key(&mut self, key: KeyHash, offset: u64) -> bool {
         match self.keys.get_mut(&key) {
             None => {
@@ -301,8 +294,8 @@ impl Delivery {
     /// Lets `subscriber` take part in its group. Returns which of the messages it says it holds are not its any more.
     ///
     /// What was leased to this consumer and is not among `held` never reached it: its connection broke on the way. Such
-    /// leases are given back at once instead of running out. Where not the consumer itself says so, only what was sent by way
-    /// of this node counts: the consumer may have moved to another one, and hold what came that way.
+    /// leases are given back at once instead of running out. Where an older subscription of it, or the youngest once more, is
+    /// joined by its node, only what was sent by way of that counts: the consumer may hold what came another way.
     pub fn subscribe(
         &mut self,
         now: Instant,
@@ -310,7 +303,7 @@ impl Delivery {
         joining: &Joining<'_>,
         needs: &mut Needs,
     ) -> Vec<Offset> {
-        let Joining { subscriber, route, consumer, fresh, address, group, held } = *joining;
+        let Joining { subscriber, route, consumer, order, address, group, held } = *joining;
         let mut lost = Vec::new();
         let name = (address.clone(), group.clone());
         let Some(queue) = state.queues.get(address).filter(|queue| queue.groups.contains_key(group)) else {
@@ -323,12 +316,15 @@ impl Delivery {
         let run = self.runs.get_mut(&name).expect("inserted above if it was missing");
         run.subscribers.push_back(subscriber);
         self.subscribers.insert(subscriber, Member { address: name.0, group: name.1, consumer, route });
+        let rank = run.rank(consumer, order, route);
         let durable = &queue.groups[group];
         for (offset, attempt) in held {
             let kept = match run.leases.get_mut(&offset.0) {
                 Some(lease) if lease.consumer == consumer && lease.attempt == *attempt => {
-                    lease.subscriber = subscriber;
-                    lease.route = route;
+                    if rank != Rank::Older {
+                        lease.subscriber = subscriber;
+                        lease.route = route;
+                    }
                     true
                 }
                 Some(_) => false,
@@ -350,7 +346,7 @@ impl Delivery {
         }
         let kept: BTreeSet<u64> = held.iter().map(|(offset, _)| offset.0).collect();
         let astray = |(offset, lease): &(&u64, &Lease)| {
-            let mine = fresh || lease.route == route;
+            let mine = rank == Rank::Youngest || lease.route == route;
             lease.consumer == consumer && mine && lease.settling.is_none() && !kept.contains(*offset)
         };
         let items: Vec<Returned> = run
@@ -397,6 +393,7 @@ impl Delivery {
             keys: BTreeMap::new(),
             waiting_for_key: 0,
             horizon_asked: group.horizon,
+            youngest: BTreeMap::new(),
         };
         for (offset, message) in queue.messages.range(group.floor..next) {
             if group.wants(*offset) {

@@ -7,6 +7,7 @@ pub mod cache;
 pub mod catalog;
 mod codec;
 pub mod consensus;
+pub mod credit;
 pub mod dedup;
 pub mod delivery;
 pub mod event;
@@ -32,8 +33,9 @@ use swarmmq_protocol::{
 use self::{
     cache::Cache,
     consensus::{Consensus, LogEntry},
+    credit::Credits,
     dedup::Verdict,
-    delivery::{Credits, Delivered, Delivery, Expired, Joining, LeaseLost, Needs, Settlement, SubscriberId},
+    delivery::{Delivered, Delivery, Expired, Joining, LeaseLost, Needs, Settlement, SubscriberId},
     event::{Entry, EntryWriter, Event, Order},
     intake::{Intake, Wanted},
     state::{Outcome, Placed, PlacedRun, State},
