@@ -683,6 +683,30 @@ fn the_last_node_that_holds_data_cannot_be_removed() {
     assert_eq!(asked(&mut cluster, client, remove(2)), None);
 }
 
+/// A replica forgot its log as soon as it had left. After a power cut the others, who had not stored yet that the leave was
+/// committed, still counted on its vote; with one of them gone for good, nobody could lead.
+#[test]
+fn a_replica_that_left_forgets_nothing_before_most_others_have_stored_that_it_left() {
+    let mut cluster = healthy(5);
+    let client = cluster.connect(NodeId(1));
+    let leader = cluster.leader(ShardId(0));
+    let voters = cluster.node(leader).shards[0].conf().voters.clone();
+    let leaver = voters.into_iter().map(node_of).find(|node| *node != leader).unwrap();
+    assert_eq!(asked(&mut cluster, client, AdminRequest::NodeDrain { node: leaver, draining: true }), None);
+    cluster.until("it has left and forgotten", Duration::from_secs(20), |cluster| {
+        cluster.node(leaver).shards[0].conf().is_empty()
+    });
+    let voters = cluster.node(leader).shards[0].conf().voters.clone();
+    let knows = |replica: &&u64| {
+        let host = &cluster.hosts[&node_of(**replica)];
+        let mut restarted = restore_as(host.config.clone(), &host.disk, cluster.now).unwrap();
+        restarted.flush(cluster.now, &mut Effects::default());
+        let known = &restarted.shards[0].conf().voters;
+        !known.is_empty() && known.iter().all(|voter| node_of(*voter) != leaver)
+    };
+    assert!(voters.iter().filter(knows).count() * 2 > voters.len(), "who restarts now counts on its vote");
+}
+
 #[test]
 fn a_node_that_goes_and_comes_back_at_once_loses_nothing_it_had_promised() {
     let mut cluster = healthy(5);

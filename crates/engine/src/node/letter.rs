@@ -87,6 +87,8 @@ pub(super) struct Lead {
     pub(super) applied: u64,
     pub(super) voters: Vec<u64>,
     pub(super) learners: Vec<u64>,
+    /// Nobody could believe in an earlier group any more, whoever restarts.
+    pub(super) is_settled: bool,
     pub(super) in_sync: Vec<u64>,
 }
 
@@ -504,6 +506,7 @@ impl Letter {
                     out.put_u32(lead.shard.0);
                     out.put_u64(lead.term.0);
                     out.put_u64(lead.applied);
+                    out.put_u8(lead.is_settled.into());
                     for replicas in [&lead.voters, &lead.learners, &lead.in_sync] {
                         out.put_u32(replicas.len() as u32);
                         replicas.iter().for_each(|replica| out.put_u64(*replica));
@@ -582,8 +585,9 @@ impl Letter {
                 })?,
             },
             5 => Self::Expired { subscriber: r.u64()?, shard: ShardId(r.u32()?), items: held(r)? },
-            6 => Self::Leads(list(r, 32, |r| {
+            6 => Self::Leads(list(r, 33, |r| {
                 let (shard, term, applied) = (ShardId(r.u32()?), Term(r.u64()?), r.u64()?);
+                let is_settled = r.flag("settled")?;
                 let mut replicas = || list(r, 8, Reader::u64);
                 Ok(Lead {
                     shard,
@@ -591,6 +595,7 @@ impl Letter {
                     applied,
                     voters: replicas()?,
                     learners: replicas()?,
+                    is_settled,
                     in_sync: replicas()?,
                 })
             })?),
@@ -727,6 +732,7 @@ mod tests {
             applied: 2,
             voters: vec![3],
             learners: vec![4, 5],
+            is_settled: true,
             in_sync: Vec::new(),
         };
         let part = StatePart { index: 1, term: 2, part: 0, parts: 1, bytes: Bytes::from_static(b"state") };

@@ -320,7 +320,7 @@ impl Node {
             return;
         }
         let term = lead.term;
-        self.shards[index].told_of_group(&lead.voters, &lead.learners, lead.applied);
+        self.shards[index].told_of_group(&lead.voters, &lead.learners, lead.applied, lead.is_settled);
         self.peers.views.insert(index, lead);
         self.led_by(now, index, term, from);
     }
@@ -427,6 +427,7 @@ impl Node {
             applied: shard.state().applied,
             voters: conf.voters.clone(),
             learners: conf.learners.clone(),
+            is_settled: shard.is_group_settled(),
             in_sync: shard.in_sync(),
         }
     }

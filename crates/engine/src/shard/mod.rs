@@ -174,6 +174,9 @@ pub struct Shard {
     stalled_since: Option<(Instant, u64)>,
     /// The group goes on without this replica.
     leaving: bool,
+    /// An entry that was proposed when the latest change of the group was applied, in this reign; and whether one is due.
+    group_marked_at: Option<u64>,
+    group_unmarked: bool,
     /// When replicas left the group, in this reign.
     left_at: BTreeMap<u64, Instant>,
     /// When replicas being caught up last asked for something.
@@ -402,6 +405,8 @@ impl Shard {
         self.stalled_since = None;
         self.pulled_at.clear();
         self.left_at.clear();
+        self.group_marked_at = None;
+        self.group_unmarked = true;
     }
 
     /// Bytes of the log that were asked for. What the disk does not give back is as bad as what does not check: with one
@@ -457,6 +462,7 @@ impl Shard {
         // What is applied may ask for more events, which go into the same batch.
         for _ in 0..4 {
             self.propose_pushed(now, work);
+            self.mark_group();
             self.rounds(now, log, work);
             let mut needs = Needs::default();
             if self.delivery.is_serving() {

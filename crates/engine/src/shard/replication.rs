@@ -52,21 +52,39 @@ impl Shard {
         self.is_serving() || follows && self.state.applied >= self.consensus.committed()
     }
 
-    /// The leader says who the replicas are, as of a state at least as new as ours. One that is none of them any more,
-    /// and was not told by the log, for it left with the leave, forgets what it held but not whom it voted for.
-    pub fn told_of_group(&mut self, voters: &[u64], learners: &[u64], applied: u64) {
+    /// Whether the group as it is would still be known if all replicas restarted now: most voters have stored an entry
+    /// that was proposed when the latest change had been applied, and with it that the change is committed.
+    pub fn is_group_settled(&self) -> bool {
+        let Some(index) = self.group_marked_at else { return false };
+        let voters = &self.state.conf.voters;
+        let has_mark =
+            |voter: &&u64| self.consensus.progress(**voter).is_some_and(|progress| progress.matched >= index);
+        self.is_serving() && voters.iter().filter(has_mark).count() * 2 > voters.len()
+    }
+
+    /// Proposes an empty entry behind a change of the group, or the beginning of a reign.
+    pub(super) fn mark_group(&mut self) {
+        if self.group_unmarked && self.is_serving() {
+            self.group_marked_at = self.consensus.propose(Vec::new());
+            self.group_unmarked = self.group_marked_at.is_none();
+        }
+    }
+
+    /// The leader says who the replicas are, as of a state at least as new as ours. One that is none of them any more
+    /// forgets what it held, but not whom it voted for.
+    ///
+    /// * `is_settled`: see [`Shard::is_group_settled`]. Before that, who restarts may still believe in the group with this
+    ///   replica in it, and need its vote.
+    pub fn told_of_group(&mut self, voters: &[u64], learners: &[u64], applied: u64, is_settled: bool) {
         let belongs = voters.contains(&self.replica) || learners.contains(&self.replica);
         let is_news = applied > self.consensus.last_index() && self.intake.is_none();
-        self.leaving = !belongs && !self.state.conf.is_empty() && is_news;
+        self.leaving = is_settled && !belongs && !self.state.conf.is_empty() && is_news;
     }
 
     /// Lets go of everything but whom this replica voted for, once it belongs to the group no more.
     pub(super) fn retire(&mut self, log: &mut Writer, work: &mut Work) {
-        // What lies in the log behind the leave may be a return.
-        let knows_all = self.consensus.last_index() == self.state.applied && self.intake.is_none();
-        let out = self.leaving || knows_all && !(self.state.conf.is_empty() || self.is_replica());
         // Rounds on their way to the disk belong to the old part.
-        if !out || self.consensus.is_leader() || !self.unsynced.is_empty() {
+        if !self.leaving || self.consensus.is_leader() || !self.unsynced.is_empty() {
             return;
         }
         self.leaving = false;
@@ -235,6 +253,8 @@ impl Shard {
         }
         let conf = self.consensus.apply_change(change);
         self.state.regroup(conf);
+        self.group_marked_at = None;
+        self.group_unmarked = true;
         work.regrouped = true;
     }
 

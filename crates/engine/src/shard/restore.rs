@@ -238,6 +238,8 @@ impl Restore {
             campaign_at: None,
             stalled_since: None,
             pulled_at: BTreeMap::new(),
+            group_marked_at: None,
+            group_unmarked: true,
             left_at: BTreeMap::new(),
             next_tick: Instant(0),
             next_aging: Instant(0),

@@ -341,7 +341,16 @@ fn standing(shard: &Shard) -> String {
     match (shard.stopped(), shard.leader()) {
         (Some(why), _) => why.to_owned(),
         (None, Some(leader)) => format!("node {} leads in reign {}", leader.0, shard.term().0),
-        (None, None) => format!("nobody leads in reign {}", shard.term().0),
+        (None, None) => {
+            let nodes =
+                |replicas: &[u64]| -> Vec<u64> { replicas.iter().map(|replica| replica >> 48).collect() };
+            let conf = &shard.state().conf;
+            let (voters, learners) = (nodes(&conf.voters), nodes(&conf.learners));
+            let (term, applied) = (shard.term().0, shard.state().applied);
+            format!(
+                "nobody leads in reign {term} (applied {applied}, voters {voters:?}, learners {learners:?})"
+            )
+        }
     }
 }
 
