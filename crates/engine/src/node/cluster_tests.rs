@@ -650,64 +650,6 @@ fn asked(cluster: &mut Cluster, client: (NodeId, ConnectionId), request: AdminRe
 }
 
 #[test]
-fn a_drained_node_holds_nothing_and_a_removed_one_is_not_let_in_again() {
-    let mut cluster = healthy(4);
-    let client = cluster.connect(NodeId(2));
-    let drain = AdminRequest::NodeDrain { node: NodeId(4), draining: true };
-    assert_eq!(asked(&mut cluster, client, drain), None);
-    let is_empty = |cluster: &mut Cluster| {
-        let status = cluster.node(NodeId(2)).status();
-        status.shards.iter().all(|shard| !shard.replicas.contains(&4) && shard.in_sync.len() == 3)
-    };
-    cluster.until("node 4 is empty", Duration::from_secs(20), is_empty);
-    let state = |cluster: &mut Cluster| cluster.node(NodeId(1)).status().nodes[3].state;
-    assert_eq!(state(&mut cluster), NodeState::Draining);
-
-    let hello = cluster.node(NodeId(4)).hello();
-    assert_eq!(asked(&mut cluster, client, AdminRequest::NodeRemove { node: NodeId(4) }), None);
-    cluster.pass(Duration::from_millis(100));
-    assert_eq!(cluster.node(NodeId(1)).admits(&hello).unwrap_err().0, Code::Removed);
-    let nobody = AdminRequest::NodeRemove { node: NodeId(9) };
-    assert_eq!(asked(&mut cluster, client, nobody), Some(Code::NoSuchNode));
-}
-
-#[test]
-fn the_last_node_that_holds_data_cannot_be_removed() {
-    let mut cluster = Cluster::new(1);
-    cluster.add(2, 3);
-    let both = |cluster: &mut Cluster| cluster.node(NodeId(2)).status().nodes.len() == 2;
-    cluster.until("both are members", Duration::from_secs(5), both);
-    let client = cluster.connect(NodeId(2));
-    let remove = |node| AdminRequest::NodeRemove { node: NodeId(node) };
-    assert_eq!(asked(&mut cluster, client, remove(1)), Some(Code::NotAllowed));
-    assert_eq!(asked(&mut cluster, client, remove(2)), None);
-}
-
-/// A replica forgot its log as soon as it had left. After a power cut the others, who had not stored yet that the leave was
-/// committed, still counted on its vote; with one of them gone for good, nobody could lead.
-#[test]
-fn a_replica_that_left_forgets_nothing_before_most_others_have_stored_that_it_left() {
-    let mut cluster = healthy(5);
-    let client = cluster.connect(NodeId(1));
-    let leader = cluster.leader(ShardId(0));
-    let voters = cluster.node(leader).shards[0].conf().voters.clone();
-    let leaver = voters.into_iter().map(node_of).find(|node| *node != leader).unwrap();
-    assert_eq!(asked(&mut cluster, client, AdminRequest::NodeDrain { node: leaver, draining: true }), None);
-    cluster.until("it has left and forgotten", Duration::from_secs(20), |cluster| {
-        cluster.node(leaver).shards[0].conf().is_empty()
-    });
-    let voters = cluster.node(leader).shards[0].conf().voters.clone();
-    let knows = |replica: &&u64| {
-        let host = &cluster.hosts[&node_of(**replica)];
-        let mut restarted = restore_as(host.config.clone(), &host.disk, cluster.now).unwrap();
-        restarted.flush(cluster.now, &mut Effects::default());
-        let known = &restarted.shards[0].conf().voters;
-        !known.is_empty() && known.iter().all(|voter| node_of(*voter) != leaver)
-    };
-    assert!(voters.iter().filter(knows).count() * 2 > voters.len(), "who restarts now counts on its vote");
-}
-
-#[test]
 fn a_node_that_goes_and_comes_back_at_once_loses_nothing_it_had_promised() {
     let mut cluster = healthy(5);
     let mut sender = Sender::new(1);
@@ -771,5 +713,7 @@ fn a_join_that_comes_after_a_younger_one_takes_nothing_from_it() {
     assert_eq!(attempt(&mut cluster), Attempt(2), "a younger one says that nothing is held");
 }
 
+#[path = "moving_tests.rs"]
+mod moving;
 #[path = "relay_tests.rs"]
 mod relay;

@@ -356,6 +356,15 @@ impl Shard {
         }
     }
 
+    /// Whether most of the other voters are here and have everything: a smaller group may need the one that is lost.
+    fn can_spare(&self, voter: u64, is_up: &dyn Fn(NodeId) -> bool) -> bool {
+        let rest = || self.state.conf.voters.iter().copied().filter(|other| *other != voter);
+        let is_here =
+            |other: &u64| *other == self.replica || is_up(node_of(*other)) && self.is_caught_up(*other);
+        let here = rest().filter(is_here).count();
+        here * 2 > rest().count()
+    }
+
     /// Takes one step towards `wish`, if this replica leads and no step is under way. Returns whether the wish is met.
     pub fn steer(&mut self, now: Now, wish: &Wish, is_up: &dyn Fn(NodeId) -> bool) -> bool {
         if !self.is_serving() || self.consensus.is_transferring() {
@@ -385,9 +394,11 @@ impl Shard {
             let ready = |replica: &u64| conf.learners.contains(replica) && self.is_caught_up(*replica);
             let any = |replica: &u64| conf.learners.contains(replica);
             let rash = self.bugs.has(Bug::PromoteEmptyReplica);
-            if let Some(new) = wish.voters.iter().copied().find(|new| ready(new) || rash && any(new)) {
-                let old = conf.voters.iter().copied().find(is_replaced);
-                return Some(old.map_or(Change::Vote(new), Change::Leave));
+            let next = wish.voters.iter().copied().find(|new| ready(new) || rash && any(new));
+            match (next, conf.voters.iter().copied().find(is_replaced)) {
+                (Some(_), Some(old)) if self.can_spare(old, is_up) => return Some(Change::Leave(old)),
+                (Some(new), None) => return Some(Change::Vote(new)),
+                _ => {}
             }
             if let Some(gone) =
                 conf.learners.iter().copied().find(|replica| !wanted().any(|new| new == *replica))
@@ -395,11 +406,10 @@ impl Shard {
                 return Some(Change::Leave(gone));
             }
             let complete = wish.voters.iter().all(|replica| conf.voters.contains(replica));
-            let surplus = conf
-                .voters
-                .iter()
-                .copied()
-                .find(|replica| !wish.voters.contains(replica) && *replica != self.replica);
+            let is_surplus = |replica: &u64| {
+                !wish.voters.contains(replica) && *replica != self.replica && self.can_spare(*replica, is_up)
+            };
+            let surplus = conf.voters.iter().copied().find(is_surplus);
             match surplus {
                 // Its vote goes and the rest stays: one that left would forget what it has just promised to have.
                 Some(gone) if wish.learners.contains(&gone) => Some(Change::Follow(gone)),

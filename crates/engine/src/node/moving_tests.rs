@@ -1,0 +1,86 @@
+//! Groups that change: nodes emptied and removed, and what is left of a group when some of them are lost.
+
+use super::*;
+
+#[test]
+fn a_drained_node_holds_nothing_and_a_removed_one_is_not_let_in_again() {
+    let mut cluster = healthy(4);
+    let client = cluster.connect(NodeId(2));
+    let drain = AdminRequest::NodeDrain { node: NodeId(4), draining: true };
+    assert_eq!(asked(&mut cluster, client, drain), None);
+    let is_empty = |cluster: &mut Cluster| {
+        let status = cluster.node(NodeId(2)).status();
+        status.shards.iter().all(|shard| !shard.replicas.contains(&4) && shard.in_sync.len() == 3)
+    };
+    cluster.until("node 4 is empty", Duration::from_secs(20), is_empty);
+    let state = |cluster: &mut Cluster| cluster.node(NodeId(1)).status().nodes[3].state;
+    assert_eq!(state(&mut cluster), NodeState::Draining);
+
+    let hello = cluster.node(NodeId(4)).hello();
+    assert_eq!(asked(&mut cluster, client, AdminRequest::NodeRemove { node: NodeId(4) }), None);
+    cluster.pass(Duration::from_millis(100));
+    assert_eq!(cluster.node(NodeId(1)).admits(&hello).unwrap_err().0, Code::Removed);
+    let nobody = AdminRequest::NodeRemove { node: NodeId(9) };
+    assert_eq!(asked(&mut cluster, client, nobody), Some(Code::NoSuchNode));
+}
+
+#[test]
+fn the_last_node_that_holds_data_cannot_be_removed() {
+    let mut cluster = Cluster::new(1);
+    cluster.add(2, 3);
+    let both = |cluster: &mut Cluster| cluster.node(NodeId(2)).status().nodes.len() == 2;
+    cluster.until("both are members", Duration::from_secs(5), both);
+    let client = cluster.connect(NodeId(2));
+    let remove = |node| AdminRequest::NodeRemove { node: NodeId(node) };
+    assert_eq!(asked(&mut cluster, client, remove(1)), Some(Code::NotAllowed));
+    assert_eq!(asked(&mut cluster, client, remove(2)), None);
+}
+
+/// A replica forgot its log as soon as it had left. After a power cut the others, who had not stored yet that the leave was
+/// committed, still counted on its vote; with one of them gone for good, nobody could lead.
+#[test]
+fn a_replica_that_left_forgets_nothing_before_most_others_have_stored_that_it_left() {
+    let mut cluster = healthy(5);
+    let client = cluster.connect(NodeId(1));
+    let leader = cluster.leader(ShardId(0));
+    let voters = cluster.node(leader).shards[0].conf().voters.clone();
+    let leaver = voters.into_iter().map(node_of).find(|node| *node != leader).unwrap();
+    assert_eq!(asked(&mut cluster, client, AdminRequest::NodeDrain { node: leaver, draining: true }), None);
+    cluster.until("it has left and forgotten", Duration::from_secs(20), |cluster| {
+        cluster.node(leaver).shards[0].conf().is_empty()
+    });
+    let voters = cluster.node(leader).shards[0].conf().voters.clone();
+    let knows = |replica: &&u64| {
+        let host = &cluster.hosts[&node_of(**replica)];
+        let mut restarted = restore_as(host.config.clone(), &host.disk, cluster.now).unwrap();
+        restarted.flush(cluster.now, &mut Effects::default());
+        let known = &restarted.shards[0].conf().voters;
+        !known.is_empty() && known.iter().all(|voter| node_of(*voter) != leaver)
+    };
+    assert!(voters.iter().filter(knows).count() * 2 > voters.len(), "who restarts now counts on its vote");
+}
+
+/// The leader of three took the vote of one that was here and kept the vote of one that was lost: two, who could not commit.
+#[test]
+fn a_group_gives_up_no_voter_it_needs_while_another_is_lost() {
+    let mut cluster = healthy(3);
+    let mut sender = Sender::new(1);
+    let shard = sender.shard("a", None, false);
+    let leader = cluster.leader(shard);
+    let others: Vec<NodeId> = (1..=3).map(NodeId).filter(|node| *node != leader).collect();
+    let (drained, lost) = (others[0], others[1]);
+    let client = cluster.connect(leader);
+    cluster.make(client, "a");
+    let voters = |cluster: &mut Cluster| cluster.node(leader).shards[shard.0 as usize].conf().voters.clone();
+    let before = voters(&mut cluster);
+    cluster.kill(lost);
+    assert_eq!(asked(&mut cluster, client, AdminRequest::NodeDrain { node: drained, draining: true }), None);
+    cluster.pass(Duration::from_secs(10));
+    assert_eq!(voters(&mut cluster), before);
+    cluster.publish(client, &mut sender, "a");
+    cluster.start(lost);
+    cluster.until("the drained node is empty", Duration::from_secs(20), |cluster| {
+        voters(cluster).into_iter().all(|voter| node_of(voter) != drained)
+    });
+    cluster.publish(client, &mut sender, "a");
+}
