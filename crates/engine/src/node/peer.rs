@@ -151,7 +151,7 @@ impl Node {
             peer: hello.peer.clone(),
             gossip: hello.gossip.clone(),
             admin: hello.admin.clone(),
-            draining: known.is_some_and(|known| known.draining && known.incarnation == hello.incarnation),
+            draining: known.is_some_and(|known| known.draining),
         };
         if known == Some(&member) {
             return;

@@ -44,7 +44,7 @@ pub struct Member {
     pub gossip: String,
     /// Where its read-only pages are.
     pub admin: String,
-    /// It is being emptied: it keeps no shard that another could hold.
+    /// It is being emptied: it keeps no shard that another could hold. Who joins is as emptied as its number was before.
     pub draining: bool,
 }
 
@@ -178,7 +178,10 @@ impl Members {
                 if !self.nodes.contains_key(node) && self.nodes.len() >= NODES_MAX {
                     return Outcome::Refused(Code::Limit);
                 }
-                let old = self.nodes.insert(*node, member.clone());
+                // Only the operator says whether a node is to be emptied: neither a new disk nor a proposal made before
+                // that was known takes it back.
+                let draining = self.nodes.get(node).is_some_and(|old| old.draining);
+                let old = self.nodes.insert(*node, Member { draining, ..member.clone() });
                 if let Some(old) = old.filter(|old| old.incarnation != member.incarnation) {
                     self.removed.insert((*node, old.incarnation));
                 }
@@ -353,6 +356,26 @@ mod tests {
         let mut one = members(1);
         one.apply(&NodeEvent::Drained { node: NodeId(1), draining: true });
         assert_eq!(one.wish(ShardId(0)).voters.len(), 1);
+    }
+
+    #[test]
+    fn a_node_stays_drained_when_it_joins_with_another_disk_and_not_after_it_was_removed() {
+        let mut members = members(4);
+        let node = NodeId(2);
+        let joins = |incarnation| NodeEvent::Joined { node, member: member(incarnation) };
+        members.apply(&NodeEvent::Drained { node, draining: true });
+        members.apply(&joins(2));
+        assert!(members.nodes[&node].draining, "proposed before the drain was known");
+        members.apply(&joins(12));
+        assert!(members.nodes[&node].draining, "an empty disk is no new order");
+        assert!(!members.wish(ShardId(0)).voters.contains(&replica_of(node, 12)));
+        members.apply(&NodeEvent::Drained { node, draining: false });
+        members.apply(&joins(22));
+        assert!(!members.nodes[&node].draining);
+        members.apply(&NodeEvent::Drained { node, draining: true });
+        members.apply(&NodeEvent::Removed { node });
+        members.apply(&joins(32));
+        assert!(!members.nodes[&node].draining, "the number was given to another machine");
     }
 
     #[test]
