@@ -526,6 +526,6 @@ impl Swarm {
             return Some(format!("no node could be spared: {}", self.shortage().unwrap_or_default()));
         }
         let shortage = if self.lost.is_none() { self.shortage() } else { None };
-        shortage.or_else(|| self.discord())
+        shortage.or_else(|| self.moving()).or_else(|| self.discord())
     }
 }

@@ -234,6 +234,30 @@ impl Swarm {
         })
     }
 
+    /// Which shard is still on its way to the replicas that it should have; `None`: every one has them, but for those that
+    /// are gone. A leader goes on with such a move whenever it can, also after a power cut: before it is done, groups may
+    /// differ from one look to the next.
+    pub(super) fn moving(&self) -> Option<String> {
+        let leaders = match self.leaders() {
+            Ok(leaders) => leaders,
+            Err(why) => return Some(why),
+        };
+        let (_, cluster) = leaders.last()?;
+        let members = &cluster.state().catalog.members;
+        leaders.iter().find_map(|(host, leader)| {
+            let conf = &leader.state().conf;
+            let wish = members.wish(leader.id());
+            let lives = |name: &u64| self.replica(*name, leader).is_some();
+            let possible = wish.voters.iter().all(|name| conf.voters.contains(name) || lives(name))
+                && wish.learners.iter().all(|name| conf.contains(*name) || lives(name));
+            (possible && !wish.is_met(conf)).then(|| {
+                let (shard, has) = (leader.id().0, group_code(leader));
+                let wanted: Vec<u64> = wish.voters.iter().map(|voter| voter >> 48).collect();
+                format!("shard {shard}, led by node {}, has group {has:x}, not voters {wanted:?}", host + 1)
+            })
+        })
+    }
+
     /// The living replica with this name of the leader's shard.
     fn replica(&self, name: u64, leader: &Shard) -> Option<(usize, &Shard)> {
         let host = ((name >> 48) as usize).checked_sub(1)?;
