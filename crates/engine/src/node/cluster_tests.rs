@@ -717,3 +717,6 @@ fn a_join_that_comes_after_a_younger_one_takes_nothing_from_it() {
 mod moving;
 #[path = "relay_tests.rs"]
 mod relay;
+
+#[path = "feed_tests.rs"]
+mod feed;

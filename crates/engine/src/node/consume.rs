@@ -261,6 +261,8 @@ impl Node {
             subscriber.shares.remove(&node);
             for (index, feed) in &mut subscriber.feeds {
                 if feed.from.is_some_and(|(from, _)| from == node) {
+                    // All of them, before credit is shared again: what is granted to `node` now never gets there.
+                    feed.from = None;
                     open.push((*id, *index));
                 }
             }
