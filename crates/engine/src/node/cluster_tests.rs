@@ -720,3 +720,5 @@ mod relay;
 
 #[path = "feed_tests.rs"]
 mod feed;
+#[path = "claim_tests.rs"]
+mod claim;

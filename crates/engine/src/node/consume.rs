@@ -203,8 +203,10 @@ impl Node {
         let feed = subscriber.feeds.get_mut(&index).expect("found above");
         feed.from = Some((from, term));
         subscriber.shares.entry(from).or_default();
+        let mut told = Vec::new();
         for offset in &lost {
-            subscriber.held.remove(&(index, offset.0));
+            let attempt = subscriber.held.remove(&(index, offset.0));
+            told.extend(attempt.map(|attempt| Held { shard, offset: *offset, attempt }));
             subscriber.parked.retain(|parked| parked.index != index || parked.parcel.offset != *offset);
         }
         let complete = subscriber.feeds.values().all(|feed| feed.from.is_some());
@@ -215,15 +217,12 @@ impl Node {
                     self.opened(id);
                 }
             }
-            None if !lost.is_empty() => {
+            None => {
                 let (connection, subscription) = (subscriber.connection, subscriber.number);
-                for lost in lost.chunks(BATCH_MESSAGES_MAX) {
-                    let held = |offset: &Offset| Held { shard, offset: *offset, attempt: Attempt(0) };
-                    let items = lost.iter().map(held).collect();
-                    self.send(connection, 0, &LeaseLost { subscription, items });
+                for items in told.chunks(BATCH_MESSAGES_MAX) {
+                    self.send(connection, 0, &LeaseLost { subscription, items: items.to_vec() });
                 }
             }
-            None => {}
         }
         self.share(now, id);
     }

@@ -1,0 +1,53 @@
+//! What a consumer holds while leaders come and go: claimed again by its node, or known to be lost.
+
+use swarmmq_protocol::frame::LeaseLost;
+
+use super::*;
+
+/// Address `a`, group `g`, and one message of it that the consumer at `edge` holds.
+struct Scene {
+    cluster: Cluster,
+    leader: NodeId,
+    edge: NodeId,
+    client: (NodeId, ConnectionId),
+    item: DeliverItem,
+}
+
+fn held_by_way_of_another() -> Scene {
+    let mut cluster = healthy(5);
+    let mut sender = Sender::new(1);
+    let shard = sender.shard("a", None, false);
+    let leader = cluster.leader(shard);
+    let edge = NodeId(if leader == NodeId(1) { 2 } else { 1 });
+    let client = cluster.connect(edge);
+    cluster.make(client, "a");
+    cluster.join(client, "a", "g", 1, 10);
+    cluster.publish(client, &mut sender, "a");
+    let item = cluster.deliveries(client).remove(0);
+    Scene { cluster, leader, edge, client, item }
+}
+
+/// The leases that a client was told are lost.
+fn lost(cluster: &mut Cluster, client: (NodeId, ConnectionId)) -> Vec<Held> {
+    let frames = cluster.take(client).into_iter();
+    frames
+        .flat_map(
+            |(_, frame)| {
+                if let Frame::LeaseLost(LeaseLost { items, .. }) = frame { items } else { Vec::new() }
+            },
+        )
+        .collect()
+}
+
+/// Its node told the consumer of attempt 0, which nobody holds: it went on for nothing.
+#[test]
+fn a_lease_that_cannot_be_claimed_again_is_lost_by_its_attempt() {
+    let Scene { mut cluster, leader, edge, client, item, .. } = held_by_way_of_another();
+    cluster.cut(edge, leader);
+    cluster.pass(Duration::from_secs(31));
+    assert_eq!(lost(&mut cluster, client), [], "nobody can tell");
+    cluster.link(edge, leader);
+    cluster.pass(Duration::from_millis(100));
+    let held = Held { shard: item.shard, offset: item.offset, attempt: item.attempt };
+    assert_eq!(lost(&mut cluster, client), [held]);
+}
