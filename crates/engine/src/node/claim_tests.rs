@@ -51,3 +51,40 @@ fn a_lease_that_cannot_be_claimed_again_is_lost_by_its_attempt() {
     let held = Held { shard: item.shard, offset: item.offset, attempt: item.attempt };
     assert_eq!(lost(&mut cluster, client), [held]);
 }
+
+/// A leader that had been followed without knowing it, and then heard of, said that leases of its reign had run out. Their
+/// consumer believed it, though its node had claimed them again: they came back to others long before they should.
+#[test]
+fn a_leader_that_was_followed_ends_no_lease_of_its_successor() {
+    let Scene { mut cluster, leader, edge, client, item, .. } = held_by_way_of_another();
+    let subscriber = cluster.node(edge).subscribers.keys().next().unwrap().0;
+    let letter = Letter::Expired {
+        subscriber,
+        shard: item.shard,
+        term: item.term,
+        items: vec![(item.offset, item.attempt)],
+    };
+    let expired = |cluster: &mut Cluster| {
+        let packet = Packet::direct(Class::Delivery, leader, edge, letter.to_bytes());
+        cluster.input(edge, Input::Packet { from: leader, packet });
+    };
+    cluster.kill(leader);
+    expired(&mut cluster);
+    cluster.pass(Duration::from_secs(1));
+    expired(&mut cluster);
+    cluster.run();
+    assert_eq!(lost(&mut cluster, client), []);
+    let Frame::Settled(settled) = cluster.ask(client, &settle(1, &[&item], SettleAction::Ack)) else {
+        panic!()
+    };
+    assert_eq!(settled.runs[0].outcome, Outcome::Ok, "{settled:?}");
+}
+
+/// Who feeds a consumer still ends its leases.
+#[test]
+fn a_lease_that_runs_out_is_told_by_whoever_leads() {
+    let Scene { mut cluster, client, item, .. } = held_by_way_of_another();
+    cluster.pass(Duration::from_secs(31));
+    let held = Held { shard: item.shard, offset: item.offset, attempt: item.attempt };
+    assert_eq!(lost(&mut cluster, client), [held]);
+}

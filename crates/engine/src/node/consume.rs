@@ -24,7 +24,7 @@ use swarmmq_protocol::{
 use super::{
     ConnectionId, Node, Now, QUESTIONS_MAX,
     ask::Purpose,
-    letter::{Parcel, Question, held_of},
+    letter::{Parcel, Question},
 };
 use crate::shard::{Answer, delivery::SubscriberId};
 
@@ -110,10 +110,9 @@ impl Node {
         let foreign = frame.held.iter().filter(|held| !known.contains(&held.shard));
         let lost = foreign.map(|held| (held.shard, held.offset)).collect();
         let mut held = BTreeMap::new();
-        for (position, index) in shards.iter().enumerate() {
-            for (offset, attempt) in held_of(&frame.held, known[position]) {
-                held.insert((*index, offset.0), attempt);
-            }
+        for (index, shard) in shards.iter().zip(&known) {
+            let of_shard = frame.held.iter().filter(|held| held.shard == *shard);
+            held.extend(of_shard.map(|held| ((*index, held.offset.0), held.attempt)));
         }
         let id = SubscriberId(self.number());
         let subscriber = Subscriber {
@@ -415,9 +414,19 @@ impl Node {
         writer.finish();
     }
 
-    /// Leases of a consumer of this node ran out.
-    pub(super) fn leases_gone(&mut self, id: SubscriberId, index: usize, items: &[(Offset, Attempt)]) {
+    /// Leases of a consumer of this node ran out, as a leader says. Only whoever feeds it now can tell: others may have
+    /// been followed, and what was claimed again at their successor, or is about to be, has a fresh lease there.
+    pub(super) fn leases_gone(
+        &mut self,
+        id: SubscriberId,
+        index: usize,
+        from: (NodeId, Term),
+        items: &[(Offset, Attempt)],
+    ) {
         let Some(subscriber) = self.subscribers.get_mut(&id) else { return };
+        if subscriber.feeds.get(&index).is_none_or(|feed| feed.from != Some(from)) {
+            return;
+        }
         let shard = self.shards[index].id();
         let mut told = Vec::new();
         for (offset, attempt) in items {

@@ -264,7 +264,7 @@ impl Node {
 
     /// Tells consumers which leases ran out, so that they do not go on for nothing.
     pub(super) fn tell_expired(&mut self, index: usize, mut expired: Vec<Expired>) {
-        let shard = self.shards[index].id();
+        let (shard, term) = (self.shards[index].id(), self.shards[index].term());
         self.counters.expired += expired.len() as u64;
         expired.sort_by_key(|lease| lease.subscriber);
         for leases in expired.chunk_by(|a, b| a.subscriber == b.subscriber) {
@@ -273,9 +273,9 @@ impl Node {
             let items: Vec<(Offset, Attempt)> =
                 leases.iter().map(|lease| (lease.offset, lease.attempt)).collect();
             if edge == self.config.node {
-                self.leases_gone(SubscriberId(subscriber), index, &items);
+                self.leases_gone(SubscriberId(subscriber), index, (edge, term), &items);
             } else {
-                self.post(edge, Class::Delivery, Letter::Expired { subscriber, shard, items });
+                self.post(edge, Class::Delivery, Letter::Expired { subscriber, shard, term, items });
             }
         }
     }

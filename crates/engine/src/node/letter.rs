@@ -12,7 +12,7 @@ use swarmmq_protocol::{
     codec::{DecodeError, Reader},
     consensus::{Message, decode_batch, encode_batch},
     error::{Code, Outcome as Fate},
-    frame::{Body, Held, Peek, SettleAction, SettleItem},
+    frame::{Body, Peek, SettleAction, SettleItem},
     id::{Address, Attempt, ConsumerId, GroupName, NodeId, Offset, ShardId, Term},
 };
 
@@ -114,6 +114,7 @@ pub(super) enum Letter {
     Expired {
         subscriber: u64,
         shard: ShardId,
+        term: Term,
         items: Vec<(Offset, Attempt)>,
     },
     Leads(Vec<Lead>),
@@ -493,10 +494,11 @@ impl Letter {
                     put_bytes(&mut out, &parcel.sealed);
                 }
             }
-            Self::Expired { subscriber, shard, items } => {
+            Self::Expired { subscriber, shard, term, items } => {
                 out.put_u8(5);
                 out.put_u64(*subscriber);
                 out.put_u32(shard.0);
+                out.put_u64(term.0);
                 put_held(&mut out, items);
             }
             Self::Leads(leads) => {
@@ -584,7 +586,10 @@ impl Letter {
                     })
                 })?,
             },
-            5 => Self::Expired { subscriber: r.u64()?, shard: ShardId(r.u32()?), items: held(r)? },
+            5 => {
+                let (subscriber, shard, term) = (r.u64()?, ShardId(r.u32()?), Term(r.u64()?));
+                Self::Expired { subscriber, shard, term, items: held(r)? }
+            }
             6 => Self::Leads(list(r, 33, |r| {
                 let (shard, term, applied) = (ShardId(r.u32()?), Term(r.u64()?), r.u64()?);
                 let is_settled = r.flag("settled")?;
@@ -633,11 +638,6 @@ impl Letter {
         r.end()?;
         Ok(letter)
     }
-}
-
-/// Which messages a frame says its sender holds, of one shard.
-pub(super) fn held_of(held: &[Held], shard: ShardId) -> Vec<(Offset, Attempt)> {
-    held.iter().filter(|held| held.shard == shard).map(|held| (held.offset, held.attempt)).collect()
 }
 
 #[cfg(test)]
@@ -743,7 +743,7 @@ mod tests {
         letters.extend([
             Letter::Consensus(vec![(shard, message)]),
             Letter::Deliver { subscriber: 1, shard, term: Term(2), parcels: vec![parcel] },
-            Letter::Expired { subscriber: 1, shard, items: vec![(Offset(1), Attempt(2))] },
+            Letter::Expired { subscriber: 1, shard, term: Term(2), items: vec![(Offset(1), Attempt(2))] },
             Letter::Leads(vec![lead]),
             Letter::StateWanted { shard },
             Letter::StatePart { shard, part },

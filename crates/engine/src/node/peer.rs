@@ -266,9 +266,10 @@ impl Node {
                     self.hand_out(now, id, index, (from, term), parcels);
                 }
             }
-            Letter::Expired { subscriber, shard, items } => {
+            Letter::Expired { subscriber, shard, term, items } => {
                 if let Some(index) = self.index_of(shard) {
-                    self.leases_gone(crate::shard::delivery::SubscriberId(subscriber), index, &items);
+                    let id = crate::shard::delivery::SubscriberId(subscriber);
+                    self.leases_gone(id, index, (from, term), &items);
                 }
             }
             Letter::Leads(leads) => leads.into_iter().for_each(|lead| self.heard_of(now, from, lead)),
