@@ -135,6 +135,13 @@ impl Node {
         let index = asked.index;
         let Some((_, node)) = self.leaders[index] else { return };
         asked.at = Some(node);
+        // A claim says what is held when it is sent: while it waited for a leader, the consumer may have lost something.
+        if let (Purpose::Join { subscriber, .. }, Question::Join { held, .. }) =
+            (&asked.purpose, &mut asked.question)
+            && let Some(subscriber) = self.subscribers.get(subscriber)
+        {
+            *held = subscriber.held_in(index);
+        }
         let question = asked.question.clone();
         if node == self.config.node {
             self.serve(now, index, Asker::Here(number), question);

@@ -88,3 +88,32 @@ fn a_lease_that_runs_out_is_told_by_whoever_leads() {
     let held = Held { shard: item.shard, offset: item.offset, attempt: item.attempt };
     assert_eq!(lost(&mut cluster, client), [held]);
 }
+
+/// While a claim waited for a leader, the one before still said that a lease was lost. The next leader then leased the
+/// message to a consumer that did not have it, and nobody got it until that ran out.
+#[test]
+fn a_claim_says_what_is_held_when_it_is_sent() {
+    let Scene { mut cluster, leader, edge, client, item, .. } = held_by_way_of_another();
+    let (now, index) = (cluster.now, item.shard.0 as usize);
+    let mut bytes = BytesMut::new();
+    settle(1, &[&item], SettleAction::Nack { delay: None }).encode(900, &mut bytes);
+    let mut reader = FrameReader::new();
+    reader.set_authenticated();
+    reader.buffer().extend_from_slice(&bytes);
+    let (header, body) = reader.next_frame().unwrap().unwrap();
+    let node = cluster.node(edge);
+    node.handle(now, Input::Frame { connection: client.1, header, body });
+    let settling = *node.asked.last_key_value().unwrap().0;
+    node.unled(now, index);
+    node.replied(
+        now,
+        settling,
+        leader,
+        crate::shard::Answer::Settled(vec![(Outcome::Failed, Some(Code::LeaseLost))]),
+    );
+    cluster.kill(leader);
+    cluster.pass(Duration::from_secs(1));
+    let next = cluster.leader(item.shard);
+    let (address, group) = (Address::parse("a").unwrap(), GroupName::parse("g").unwrap());
+    assert_eq!(cluster.node(next).shards[index].leased(&address, &group), 0);
+}

@@ -90,6 +90,14 @@ pub(super) struct PendingFrame {
     outstanding: usize,
 }
 
+impl Subscriber {
+    /// What a leader of the shard at `index` is told to be held.
+    pub(super) fn held_in(&self, index: usize) -> Vec<(Offset, Attempt)> {
+        let held = self.held.range((index, 0)..=(index, u64::MAX));
+        held.map(|((_, offset), attempt)| (Offset(*offset), *attempt)).collect()
+    }
+}
+
 impl Node {
     /// Everything that the subscription needs exists: its shards are asked to feed it.
     pub(super) fn open_feeds(&mut self, now: Now, connection: ConnectionId, request: u64, frame: &Subscribe) {
@@ -147,7 +155,6 @@ impl Node {
         if feed.joining.is_some() {
             return;
         }
-        let held = subscriber.held.range((index, 0)..=(index, u64::MAX));
         let question = Question::Join {
             subscriber: id.0,
             consumer: subscriber.consumer,
@@ -156,7 +163,7 @@ impl Node {
             group: subscriber.group.clone(),
             credit_messages: 0,
             credit_bytes: 0,
-            held: held.map(|((_, offset), attempt)| (Offset(*offset), *attempt)).collect(),
+            held: subscriber.held_in(index),
         };
         // Answered at once, perhaps, where this node leads: the feed has to know of its question before.
         let upcoming = self.next_number + 1;
