@@ -130,6 +130,17 @@ impl Node {
         }
     }
 
+    /// Takes the questions of an operation back, unless somebody may have heard one of them. Returns whether it did.
+    pub(super) fn take_back(&mut self, operation: OperationId) -> bool {
+        let is_its = |asked: &Asked| matches!(asked.purpose, Purpose::Operation(id) if id == operation);
+        let was_heard = |asked: &Asked| is_its(asked) && (asked.at.is_some() || asked.unsure);
+        if self.asked.values().any(was_heard) {
+            return false;
+        }
+        self.asked.retain(|_, asked| !is_its(asked));
+        true
+    }
+
     fn route(&mut self, now: Now, number: u64) {
         let Some(asked) = self.asked.get_mut(&number) else { return };
         let index = asked.index;

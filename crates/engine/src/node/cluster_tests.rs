@@ -722,3 +722,6 @@ mod relay;
 mod feed;
 #[path = "claim_tests.rs"]
 mod claim;
+
+#[path = "operation_tests.rs"]
+mod operation;

@@ -74,6 +74,7 @@ impl Node {
     pub(super) fn disconnected(&mut self, now: Now, connection: ConnectionId) {
         let Some(gone) = self.connections.remove(&connection) else { return };
         gone.subscriptions.into_values().for_each(|id| self.unsubscribe(now, id));
+        self.forsake(connection);
     }
 
     /// Tells the peer what was wrong and closes.

@@ -256,8 +256,25 @@ impl Node {
         ready.into_iter().for_each(|id| self.advance(now, id));
     }
 
+    /// Whoever asked is gone and will not hear how it ends: what nobody was asked to do yet is not begun. Carried out when
+    /// a leader is found at last, it would undo what the same client has asked for since by way of another node.
+    pub(super) fn forsake(&mut self, connection: ConnectionId) {
+        let unbegun = |operation: &Operation| operation.connection == connection && !operation.committed;
+        let ids: Vec<OperationId> =
+            self.operations.iter().filter(|(_, operation)| unbegun(operation)).map(|(id, _)| *id).collect();
+        for id in ids {
+            if self.take_back(id) {
+                self.operations.remove(&id);
+                self.catching_up.retain(|(waiting, _)| *waiting != id);
+            }
+        }
+    }
+
     fn advance(&mut self, now: Now, id: OperationId) {
         let Some(mut operation) = self.operations.remove(&id) else { return };
+        if !operation.committed && !self.connections.contains_key(&operation.connection) {
+            return;
+        }
         if let Some(state) = self.connections.get_mut(&operation.connection) {
             state.operations -= 1;
         }
