@@ -19,7 +19,7 @@ pub(crate) const CHECK: &[Step] = &[
     Step("cargo build --release"),
     Step("cargo test --workspace"),
     Step("cargo x tidy"),
-    Step("cargo x sim --seeds 100"),
+    Step("cargo x sim --seeds 200"),
 ];
 
 /// What a machine can repair. Formatting comes last, because the lints' suggestions are not formatted.

@@ -713,15 +713,13 @@ fn a_join_that_comes_after_a_younger_one_takes_nothing_from_it() {
     assert_eq!(attempt(&mut cluster), Attempt(2), "a younger one says that nothing is held");
 }
 
-#[path = "moving_tests.rs"]
-mod moving;
-#[path = "relay_tests.rs"]
-mod relay;
-
-#[path = "feed_tests.rs"]
-mod feed;
 #[path = "claim_tests.rs"]
 mod claim;
-
+#[path = "feed_tests.rs"]
+mod feed;
+#[path = "moving_tests.rs"]
+mod moving;
 #[path = "operation_tests.rs"]
 mod operation;
+#[path = "relay_tests.rs"]
+mod relay;
