@@ -111,12 +111,11 @@ impl Question {
 
 impl Node {
     /// Asks the leader of the shard at `index`. The answer goes where `purpose` says.
-    pub(super) fn ask(&mut self, now: Now, index: usize, question: Question, purpose: Purpose) -> u64 {
+    pub(super) fn ask(&mut self, now: Now, index: usize, question: Question, purpose: Purpose) {
         let number = self.number();
         let asked = Asked { index, question, purpose, at: None, unsure: false, since: now.monotonic };
         self.asked.insert(number, asked);
         self.route(now, number);
-        number
     }
 
     /// Sends a question that is not answered to `node`.
@@ -186,7 +185,7 @@ impl Node {
     }
 
     /// A question's leader is lost. `perhaps`: it may have heard it.
-    fn ask_elsewhere(&mut self, now: Now, number: u64, perhaps: bool) {
+    fn ask_elsewhere(&mut self, now: Now, mut number: u64, perhaps: bool) {
         let Some(asked) = self.asked.get_mut(&number) else { return };
         if asked.at.take().is_some() {
             asked.unsure |= perhaps;
@@ -195,7 +194,24 @@ impl Node {
                 return;
             }
         }
+        if matches!(asked.purpose, Purpose::Join { .. }) {
+            // This copy may go to the same leader, who then takes back what it sent behind its answer to the one before: that
+            // answer must open nothing, so each copy has its own number.
+            let asked = self.asked.remove(&number).expect("found above");
+            number = self.number();
+            self.asked.insert(number, asked);
+        }
         self.route(now, number);
+    }
+
+    /// A subscription is over: nobody is asked for it again. Returns who may have heard it.
+    pub(super) fn forget_joins(&mut self, of: SubscriberId) -> Vec<NodeId> {
+        let is_its =
+            |asked: &Asked| matches!(asked.purpose, Purpose::Join { subscriber, .. } if subscriber == of);
+        let asked_at =
+            self.asked.values().filter(|asked| is_its(asked)).filter_map(|asked| asked.at).collect();
+        self.asked.retain(|_, asked| !is_its(asked));
+        asked_at
     }
 
     /// `node` cannot be reached: whatever it was asked is open again.
@@ -274,7 +290,9 @@ impl Node {
             .map(|(number, _)| *number)
             .collect();
         for number in late {
-            let heard = self.asked[&number].at.is_some();
+            // The end of one may have ended others: a consumer that is refused in one shard asks no other.
+            let Some(asked) = self.asked.get(&number) else { continue };
+            let heard = asked.at.is_some();
             let answer =
                 if heard { Answer::Unknown(Code::QuorumLost) } else { Answer::Refused(Code::QuorumLost) };
             self.conclude(now, number, answer);

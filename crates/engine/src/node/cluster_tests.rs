@@ -21,6 +21,9 @@ struct Cluster {
     now: Now,
     packets: VecDeque<(NodeId, NodeId, Packet)>,
     links: BTreeSet<(NodeId, NodeId)>,
+    /// From whom to whom packets are slow, and those that wait there.
+    slow: Option<(NodeId, NodeId)>,
+    late: VecDeque<(NodeId, NodeId, Packet)>,
     next: u64,
 }
 
@@ -31,8 +34,15 @@ fn pair(a: NodeId, b: NodeId) -> (NodeId, NodeId) {
 impl Cluster {
     fn new(count: u16) -> Self {
         let now = Now { monotonic: Instant(1_000_000_000), wall: WallTime(1_000_000) };
-        let mut cluster =
-            Self { hosts: BTreeMap::new(), now, packets: VecDeque::new(), links: BTreeSet::new(), next: 1 };
+        let mut cluster = Self {
+            hosts: BTreeMap::new(),
+            now,
+            packets: VecDeque::new(),
+            links: BTreeSet::new(),
+            slow: None,
+            late: VecDeque::new(),
+            next: 1,
+        };
         for node in 1..=count {
             cluster.add(node, 7);
         }
@@ -152,7 +162,9 @@ impl Cluster {
             }
             while let Some((from, to, packet)) = self.packets.pop_front() {
                 quiet = false;
-                if self.hosts[&to].node.is_some() {
+                if self.slow == Some((from, to)) {
+                    self.late.push_back((from, to, packet));
+                } else if self.hosts[&to].node.is_some() {
                     self.input(to, Input::Packet { from, packet });
                 }
             }

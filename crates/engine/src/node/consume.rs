@@ -5,7 +5,7 @@
 //! anew; the consumers notice nothing but leases that could not be kept.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -36,8 +36,8 @@ const DELIVER_FRAME_BYTES: usize = 1 << 20;
 struct Feed {
     /// Who feeds it, in which reign; `None`: nobody now.
     from: Option<(NodeId, Term)>,
-    /// The question under way that asks to be fed.
-    joining: Option<u64>,
+    /// A question is under way that asks to be fed.
+    joining: bool,
 }
 
 /// What one leader may still send, as far as it was told.
@@ -152,7 +152,7 @@ impl Node {
         let Some(subscriber) = self.subscribers.get_mut(&id) else { return };
         let Some(feed) = subscriber.feeds.get_mut(&index) else { return };
         feed.from = None;
-        if feed.joining.is_some() {
+        if std::mem::replace(&mut feed.joining, true) {
             return;
         }
         let question = Question::Join {
@@ -165,12 +165,8 @@ impl Node {
             credit_bytes: 0,
             held: subscriber.held_in(index),
         };
-        // Answered at once, perhaps, where this node leads: the feed has to know of its question before.
-        let upcoming = self.next_number + 1;
-        let feed = self.subscribers.get_mut(&id).and_then(|subscriber| subscriber.feeds.get_mut(&index));
-        feed.expect("found above").joining = Some(upcoming);
-        let number = self.ask(now, index, question, Purpose::Join { subscriber: id, index });
-        debug_assert_eq!(number, upcoming);
+        // Answered at once, perhaps, where this node leads: the feed knows of its question already.
+        self.ask(now, index, question, Purpose::Join { subscriber: id, index });
     }
 
     /// A leader feeds the subscription from now on, or nobody does.
@@ -183,7 +179,7 @@ impl Node {
         };
         let shard = self.shards[index].id();
         let feed = subscriber.feeds.get_mut(&index).expect("a subscription's shards do not change");
-        feed.joining = None;
+        feed.joining = false;
         let (term, lost) = match answer {
             Answer::Joined { term, lost } => (term, lost),
             Answer::Committed(_) | Answer::Settled(_) | Answer::Found(_) => return,
@@ -249,7 +245,7 @@ impl Node {
         let stale = |subscriber: &Subscriber| {
             subscriber.feeds.get(&index).is_some_and(|feed| match feed.from {
                 Some((node, term)) => leader != Some((term, node)),
-                None => feed.joining.is_none(),
+                None => !feed.joining,
             })
         };
         let ids: Vec<SubscriberId> =
@@ -560,13 +556,18 @@ impl Node {
                 reason: String::new(),
             });
         }
+        // A claim that came later would hold messages for nobody.
+        let mut leaders: BTreeSet<NodeId> = subscriber.shares.into_keys().collect();
+        if subscriber.feeds.values().any(|feed| feed.joining) {
+            leaders.extend(self.forget_joins(id));
+        }
         for (index, feed) in subscriber.feeds {
             let Some((node, _)) = feed.from else { continue };
             if let Some(items) = back.remove(&index) {
                 self.tell(now, node, index, Question::Settle { subscriber: id.0, items });
             }
         }
-        for node in subscriber.shares.into_keys() {
+        for node in leaders {
             self.tell(now, node, 0, Question::Leave { subscriber: id.0 });
         }
     }

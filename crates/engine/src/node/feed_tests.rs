@@ -44,3 +44,52 @@ fn credit_is_not_granted_to_a_leader_that_was_just_lost() {
     cluster.pass(Duration::from_millis(50));
     assert_eq!(cluster.deliveries(client).len(), 5);
 }
+
+/// A join was under way when its node asked again, at the same leader. The answer to the first copy opened the feed for what
+/// had been sent behind it, which the leader took back at the second copy and gave to others.
+#[test]
+fn an_answer_to_an_earlier_join_opens_no_feed() {
+    let (mut cluster, edge, client) = fed();
+    let leader = NodeId(1);
+    let mut sender = Sender::new(1);
+    let index = sender.shard("a", None, false).0 as usize;
+    let join_again = |cluster: &mut Cluster| {
+        let now = cluster.now;
+        let (term, _) = cluster.node(edge).leaders[index].unwrap();
+        cluster.node(edge).unled(now, index);
+        cluster.node(edge).led_by(now, index, term, leader);
+        cluster.run();
+    };
+    let other = cluster.connect(leader);
+    cluster.slow = Some((leader, edge));
+    join_again(&mut cluster);
+    cluster.publish(other, &mut sender, "a");
+    cluster.join(other, "a", "g", 2, 10);
+    join_again(&mut cluster);
+    let attempts = |items: Vec<DeliverItem>| items.iter().map(|item| item.attempt.0).collect::<Vec<_>>();
+    assert_eq!(attempts(cluster.deliveries(other)), [2]);
+    cluster.slow = None;
+    cluster.packets.append(&mut cluster.late);
+    cluster.run();
+    assert_eq!(attempts(cluster.deliveries(client)), [], "another consumer has it");
+    // The answer to the second copy opens it.
+    for _ in 0..2 {
+        cluster.publish(other, &mut sender, "a");
+    }
+    assert_eq!(attempts(cluster.deliveries(client)), [1]);
+}
+
+/// A consumer had left while its join was under way; asked again, it claimed messages at a new leader for nobody.
+#[test]
+fn nobody_is_asked_to_feed_a_consumer_that_left() {
+    let (mut cluster, edge, client) = fed();
+    let leader = NodeId(1);
+    cluster.slow = Some((leader, edge));
+    let now = cluster.now;
+    let (term, _) = cluster.node(edge).leaders[0].unwrap();
+    cluster.node(edge).unled(now, 0);
+    cluster.input(edge, Input::Disconnected { connection: client.1 });
+    cluster.node(edge).led_by(now, 0, term, leader);
+    cluster.run();
+    assert!(cluster.node(leader).attendees.is_empty());
+}
