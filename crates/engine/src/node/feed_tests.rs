@@ -93,3 +93,21 @@ fn nobody_is_asked_to_feed_a_consumer_that_left() {
     cluster.run();
     assert!(cluster.node(leader).attendees.is_empty());
 }
+
+/// All joins of a consumer waited too long; the end of the first ended the others, which were then looked for.
+#[test]
+fn a_consumer_whose_joins_all_wait_too_long_is_refused() {
+    let (mut cluster, edge, _) = fed();
+    let client = cluster.connect(edge);
+    cluster.slow = Some((NodeId(1), edge));
+    let now = cluster.now;
+    for index in 0..SHARDS as usize {
+        cluster.node(edge).unled(now, index);
+    }
+    let Frame::Subscribe(frame) = subscribe("a", "g", 2, 10, vec![]) else { panic!() };
+    cluster.node(edge).open_feeds(now, client.1, 900, &frame);
+    cluster.pass(Duration::from_secs(12));
+    let answer = cluster.answer(client, 900);
+    let Some(Frame::Answer(Answer { code, .. })) = answer else { panic!("{answer:?}") };
+    assert_eq!(Code::from_number(code), Some(Code::QuorumLost));
+}
