@@ -1,10 +1,11 @@
 //! Packets between nodes: each names its whole path, so that no node on the way has to decide where it goes.
 //!
 //! ```text
-//!  0        4        5          6        7          8                  8 + 2 * nodes
-//!  | len u32 | ver u8 | class u8 | hop u8 | nodes u8 | node u16 x nodes | body |
+//!  0        4        5          6        7          8             12                 16           20
+//!  | len u32 | ver u8 | class u8 | hop u8 | nodes u8 | origin u32 | destination u32 | number u32 | node u16 x nodes | body |
 //! ```
-//! `len` counts what follows it. `hop` is the place in the path of the node that sends the packet over this link.
+//! `len` counts what follows it. `hop` is the place in the path of the node that sends the packet over this link. The
+//! three numbers before the path say which conversation the packet belongs to.
 //! Absent here: who decides on the path, queues, sockets. Why so: docs/decisions/0008-node-to-node-packets.md.
 
 use std::fmt;
@@ -18,12 +19,12 @@ use crate::{
     limits::{HOPS_MAX, PACKET_BYTES_MAX},
 };
 
-/// The packet layout this code speaks.
-pub const PACKET_VERSION: u8 = 1;
+/// The packet layout this code speaks. 1 had no conversation.
+pub const PACKET_VERSION: u8 = 2;
 /// Bytes of the length prefix.
 const LENGTH_BYTES: usize = 4;
-/// Version, class, hop, nodes.
-const FIXED_BYTES: usize = 4;
+/// Version, class, hop, nodes, conversation.
+const FIXED_BYTES: usize = 16;
 /// Largest value of the length prefix: the longest path and the largest body.
 const LENGTH_MAX: usize = FIXED_BYTES + 2 * (HOPS_MAX + 1) + PACKET_BYTES_MAX;
 /// Room that is made for bytes that were announced and have not come.
@@ -70,6 +71,29 @@ classes! {
     Bulk = 5;
 }
 
+/// What a packet belongs to: a stretch of time in which two processes rely on hearing everything that the other one sends,
+/// in its order within a class. It ends when something may have been lost or overtaken, because a link broke or another
+/// path is taken; then both begin the next one, and what arrives late from an earlier one is told by this and dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Conversation {
+    /// Which process of the origin; see [`life`].
+    pub origin: u32,
+    /// Which process of the destination.
+    pub destination: u32,
+    /// Rises with every conversation of these two processes, from 1; the higher one counts. 0: in none, for neighbours
+    /// that measure their link.
+    pub number: u32,
+}
+
+/// The short name of a node's process, by the life of its disk and the start of its process. Two may be alike by chance,
+/// once in four thousand million; then late packets of the earlier one could be taken for the later one's.
+pub fn life(incarnation: u64, boot: u64) -> u32 {
+    let mut hash = incarnation ^ boot.rotate_left(32) ^ 0x9e37_79b9_7f4a_7c15;
+    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (hash ^ (hash >> 31)) as u32
+}
+
 /// One packet between nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
@@ -79,6 +103,8 @@ pub struct Packet {
     pub path: Vec<NodeId>,
     /// Place in `path` of the node that holds the packet now.
     pub hop: u8,
+    /// What it belongs to.
+    pub conversation: Conversation,
     /// What it carries; at most [`PACKET_BYTES_MAX`] bytes.
     pub body: Bytes,
 }
@@ -171,7 +197,7 @@ impl Packet {
     /// For a neighbour; the link between the two is the whole path. `from` and `to` differ.
     pub fn direct(class: Class, from: NodeId, to: NodeId, body: Bytes) -> Self {
         debug_assert!(from != to, "a packet from node {} to itself", from.0);
-        Self { class, path: vec![from, to], hop: 0, body }
+        Self { class, path: vec![from, to], hop: 0, conversation: Conversation::default(), body }
     }
 
     /// Along `path`, from its first node to its last.
@@ -180,7 +206,13 @@ impl Packet {
         if body.len() > PACKET_BYTES_MAX {
             return Err(PacketError::TooLarge);
         }
-        Ok(Self { class, path, hop: 0, body })
+        Ok(Self { class, path, hop: 0, conversation: Conversation::default(), body })
+    }
+
+    /// The same as part of `conversation`.
+    pub fn within(mut self, conversation: Conversation) -> Self {
+        self.conversation = conversation;
+        self
     }
 
     /// Who sent it first.
@@ -206,6 +238,9 @@ impl Packet {
         out.put_u8(self.class.to_u8());
         out.put_u8(self.hop);
         out.put_u8(self.path.len() as u8);
+        out.put_u32(self.conversation.origin);
+        out.put_u32(self.conversation.destination);
+        out.put_u32(self.conversation.number);
         self.path.iter().for_each(|node| out.put_u16(node.0));
         out.put_slice(&self.body);
     }
@@ -222,6 +257,8 @@ impl Packet {
         if nodes > HOPS_MAX + 1 {
             return Err(PacketError::TooLong);
         }
+        let conversation =
+            Conversation { origin: reader.u32()?, destination: reader.u32()?, number: reader.u32()? };
         let mut path = Vec::with_capacity(nodes);
         for _ in 0..nodes {
             path.push(NodeId(reader.u16()?));
@@ -233,7 +270,7 @@ impl Packet {
         if reader.remaining() > PACKET_BYTES_MAX {
             return Err(PacketError::TooLarge);
         }
-        Ok(Self { class, path, hop, body: reader.rest() })
+        Ok(Self { class, path, hop, conversation, body: reader.rest() })
     }
 
     /// What the node `me`, which received this packet from its neighbour `from`, has to do. The neighbour must be whose
@@ -346,8 +383,12 @@ mod tests {
     #[test]
     fn a_packet_lies_on_the_wire_as_drawn() {
         let bytes = encoded(&hopped(along(&[1, 0x0203, 9]), 1));
-        let drawn = [&[0, 0, 0, 14, 1, 4, 1, 3, 0, 1, 2, 3, 0, 9], &b"body"[..]].concat();
+        let drawn = [&[0, 0, 0, 26, 2, 4, 1, 3], &[0; 12][..], &[0, 1, 2, 3, 0, 9], &b"body"[..]].concat();
         assert_eq!(bytes, drawn);
+        let conversation = Conversation { origin: 0x0102_0304, destination: 5, number: 0x0607_0809 };
+        let bytes = encoded(&along(&[1, 2]).within(conversation));
+        assert_eq!(&bytes[8..20], [1, 2, 3, 4, 0, 0, 0, 5, 6, 7, 8, 9]);
+        assert_eq!(received(&bytes).unwrap().unwrap().conversation, conversation);
     }
 
     #[test]
@@ -403,6 +444,7 @@ mod tests {
             let made = Packet::along(Class::Bulk, path(nodes), Bytes::new());
             assert_eq!(made, Err(why.clone()), "{nodes:?}");
             let mut bytes = vec![PACKET_VERSION, 5, 0, nodes.len() as u8];
+            bytes.extend([0; 12]);
             nodes.iter().for_each(|node| bytes.extend(node.to_be_bytes()));
             assert_eq!(Packet::decode(bytes.into()), Err(why), "{nodes:?}");
         }
@@ -411,7 +453,7 @@ mod tests {
     #[test]
     fn unknown_versions_classes_and_hops_are_refused() {
         let good = encoded(&along(&[1, 2]));
-        for (place, value, field) in [(4, 2, "packet version"), (5, 6, "class"), (6, 1, "hop")] {
+        for (place, value, field) in [(4, 1, "packet version"), (5, 6, "class"), (6, 1, "hop")] {
             let mut bytes = good.clone();
             bytes[place] = value;
             assert_eq!(received(&bytes), Err(PacketError::Malformed(DecodeError::Invalid(field))));
@@ -456,8 +498,16 @@ mod tests {
         let bytes = encoded(&large);
         assert_eq!(received(&bytes), Ok(Some(large)));
         assert_eq!(Packet::along(Class::Bulk, path(&[1, 2]), body), Err(PacketError::TooLarge));
-        let larger = [&[PACKET_VERSION, 5, 0, 2, 0, 1, 0, 2, 7], &bytes[12..]].concat();
+        let header = LENGTH_BYTES + FIXED_BYTES + 4;
+        let larger = [&bytes[LENGTH_BYTES..header], &[7], &bytes[header..]].concat();
         assert_eq!(Packet::decode(larger.into()), Err(PacketError::TooLarge));
+    }
+
+    #[test]
+    fn every_start_of_every_disk_has_a_name_of_its_own() {
+        let names: std::collections::BTreeSet<u32> =
+            (0..64).flat_map(|disk| (0..64).map(move |boot| life(disk, boot))).collect();
+        assert_eq!(names.len(), 64 * 64);
     }
 
     #[test]

@@ -109,8 +109,8 @@ def nodes():
     everything = pack(">BHQQQQQQQQQ", 1, 0x3FF, 1, 2, 3, 4, 5, 6, 7, 8, 9) + pack(">H", 3) + b"why" + entries
     everything += pack(">QQ", 10, 11) + pack(">BQQB", 2, 1, 2, 1) + pack(">Q", 3)
     batch = pack(">I", 2) + pack(">I", 7) + heartbeat + pack(">I", 0xFFFFFFFF) + everything
-    path = pack(">BHHH", 3, 1, 4, 2)
-    packet = pack(">BBB", 1, 1, 1) + path + batch
+    path = pack(">BIIIHHH", 3, 0x01020304, 0x05060708, 9, 1, 4, 2)
+    packet = pack(">BBB", 2, 1, 1) + path + batch
 
     print("# Between nodes, in hex: a handshake (what is given, what follows, the messages with their lengths; node 1 joins, node 2 answers),")
     print("# two consensus messages, the batch of both, and the packet that carries it from node 1 over 4 to 2, as node 4 sends it.")

@@ -10,7 +10,7 @@ use swarmmq_protocol::{
     error::Code,
     id::{ClusterId, NodeId, ShardId},
     mac::{MacKey, sha256},
-    packet::{Arrived, Class, Packet, PacketReader},
+    packet::{Arrived, Class, Conversation, Packet, PacketReader},
     session::peer::{PeerError, PeerHandshake, PeerHello, refuse},
 };
 
@@ -117,7 +117,9 @@ fn the_recorded_messages_and_their_packet_read_and_write_the_same() {
     encode_batch(&messages, &mut batch);
     assert_eq!(batch, recorded["batch"]);
     let path = vec![NodeId(1), NodeId(4), NodeId(2)];
-    let sent = Packet::along(Class::Consensus, path, batch.freeze()).expect("a good path");
+    let conversation = Conversation { origin: 0x0102_0304, destination: 0x0506_0708, number: 9 };
+    let sent =
+        Packet::along(Class::Consensus, path, batch.freeze()).expect("a good path").within(conversation);
     let Ok(Arrived::Onward { next: NodeId(2), packet }) = sent.arrive(NodeId(4), NodeId(1)) else {
         panic!("node 4 is on the way");
     };

@@ -65,8 +65,8 @@ fn a_leader_that_was_followed_ends_no_lease_of_its_successor() {
         items: vec![(item.offset, item.attempt)],
     };
     let expired = |cluster: &mut Cluster| {
-        let packet = Packet::direct(Class::Delivery, leader, edge, letter.to_bytes());
-        cluster.input(edge, Input::Packet { from: leader, packet });
+        let now = cluster.now;
+        cluster.node(edge).letter(now, leader, letter.clone());
     };
     cluster.kill(leader);
     expired(&mut cluster);

@@ -190,7 +190,7 @@ impl Node {
             .nodes
             .iter()
             .map(|(node, member)| {
-                let link = self.peers.links.get(node);
+                let link = self.ways.hello(*node);
                 let state = match () {
                     () if *node == me && self.draining || member.draining => NodeState::Draining,
                     () if *node == me || link.is_some() => NodeState::Alive,

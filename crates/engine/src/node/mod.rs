@@ -3,7 +3,8 @@
 //! This file is the composer: it carries frames to the room that answers them, questions to shards, their answers back,
 //! and gathers what all shards want written into one batch. Which room decides what:
 //! `connection` who may talk, `publish` and `consume` the two hot paths where clients are, `ask` whom to ask, `lead` what
-//! a leader answers, `peer` other nodes, `operation` what needs several steps, `space` which segments can go.
+//! a leader answers, `peer` other nodes, `way` how they are
+//! reached, `operation` what needs several steps, `space` which segments can go.
 
 mod alphabet;
 mod ask;
@@ -19,6 +20,7 @@ mod publish;
 mod report;
 mod restore;
 mod space;
+mod way;
 
 #[cfg(test)]
 mod tests;
@@ -48,6 +50,7 @@ use self::{
     peer::Peers,
     report::Counters,
     space::{Cleaning, SNAPSHOT_INTERVAL_BYTES, Space},
+    way::Ways,
 };
 use crate::{
     log::{Position, Writer},
@@ -128,6 +131,7 @@ pub struct Node {
     readings: BTreeMap<u64, Reading>,
     peeks: BTreeMap<u64, (usize, lead::PendingPeek)>,
     peers: Peers,
+    ways: Ways,
     relayed: Vec<(NodeId, Packet)>,
     peers_changed: Option<Vec<(NodeId, String)>>,
     reads: Vec<ReadRequest>,
@@ -176,6 +180,7 @@ impl Node {
         let space = Space { segments: segments.into_iter().collect() };
         // Others may still answer what an earlier process of this node asked: no number may come again.
         let life = crate::shard::consensus::mix(config.incarnation ^ config.boot.rotate_left(32));
+        let ways = Ways::new(config.incarnation, config.boot);
         let next_number = (life & BOOTS_TOLD_APART) << NUMBER_BITS;
         Self {
             dirty: vec![true; shards.len()],
@@ -198,6 +203,7 @@ impl Node {
             waiting: BTreeMap::new(),
             judging: BTreeMap::new(),
             peers: Peers::default(),
+            ways,
             relayed: Vec::new(),
             peers_changed: None,
             readings: BTreeMap::new(),
@@ -609,7 +615,7 @@ impl Node {
     /// Refusals that hold for every publish and every change, whatever it says.
     fn refuses_writes(&self) -> Option<Code> {
         // Without a log of its own a node can still pass on to others.
-        if self.stopped.is_some() && self.peers.links.is_empty() {
+        if self.stopped.is_some() && self.ways.nodes().is_empty() {
             return Some(Code::LogStopped);
         }
         self.draining.then_some(Code::Draining)

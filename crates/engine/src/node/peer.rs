@@ -12,7 +12,7 @@ use swarmmq_protocol::{
     consensus::{Message, MessageKind},
     error::Code,
     id::{Address, NodeId, ShardId},
-    packet::{Arrived, Class, Packet},
+    packet::{Arrived, Class, Conversation, Packet},
     session::peer::PeerHello,
     time::Instant,
 };
@@ -21,6 +21,7 @@ use super::{
     Node, Now, Reading,
     ask::{Asker, Purpose},
     letter::{Health, Lead, Letter, Question},
+    way::Heard,
 };
 use crate::shard::{
     Work,
@@ -52,7 +53,7 @@ pub(super) struct Fetch {
 /// What this node keeps about the others.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
-    /// Whom packets reach, and what they said of themselves.
+    /// Neighbours, and what they said of themselves.
     pub(super) links: BTreeMap<NodeId, PeerHello>,
     /// What leaders said last, by shard; never of an earlier reign than one before.
     pub(super) views: BTreeMap<usize, Lead>,
@@ -124,7 +125,14 @@ impl Node {
         if self.peers.links.contains_key(&node) {
             self.peer_down(now, node, false);
         }
-        self.peers.links.insert(node, hello);
+        self.peers.links.insert(node, hello.clone());
+        self.part(now, node, false);
+        self.ways.open(hello, vec![self.config.node, node]);
+        self.greet(now, node);
+    }
+
+    /// What the other end of a new conversation should know at once.
+    fn greet(&mut self, now: Now, node: NodeId) {
         let led = (0..self.shards.len()).filter(|index| self.shards[*index].is_serving());
         let leads: Vec<Lead> = led.map(|index| self.lead_of(index)).collect();
         if !leads.is_empty() {
@@ -192,6 +200,14 @@ impl Node {
         if self.peers.links.remove(&node).is_none() {
             return;
         }
+        self.part(now, node, gone);
+    }
+
+    /// What was under way between this node and another is lost, as there is no way any more, or another one.
+    fn part(&mut self, now: Now, node: NodeId, gone: bool) {
+        if !self.ways.close(node) {
+            return;
+        }
         self.peers.health.remove(&node);
         self.peers.consensus.retain(|(to, _), _| *to != node);
         self.peers.mail.retain(|(to, _, _)| *to != node);
@@ -208,7 +224,7 @@ impl Node {
 
     /// Hands a letter to the mail, if there is a way.
     pub(super) fn post(&mut self, to: NodeId, class: Class, letter: Letter) {
-        if self.peers.links.contains_key(&to) {
+        if self.ways.lead_to(to) {
             self.peers.mail.push((to, class, letter));
         }
     }
@@ -217,6 +233,9 @@ impl Node {
         match packet.arrive(self.config.node, from) {
             Ok(Arrived::Here(packet)) => {
                 let origin = packet.origin();
+                if !self.hears(now, origin, packet.conversation) {
+                    return;
+                }
                 match Letter::read(packet.body) {
                     Ok(letter) => self.letter(now, origin, letter),
                     Err(_) => self.peers.malformed += 1,
@@ -234,16 +253,31 @@ impl Node {
             self.relayed.push((next, packet));
             return;
         }
-        let mut back: Vec<NodeId> = packet.path[..=usize::from(packet.hop)].to_vec();
-        back.reverse();
-        let broken = Letter::Broken { destination: packet.destination() };
-        if let Ok(answer) = Packet::along(Class::Heartbeat, back, broken.to_bytes()) {
-            let towards = answer.path[1];
-            self.relayed.push((towards, answer));
+        self.post(packet.origin(), Class::Heartbeat, Letter::Broken { destination: packet.destination() });
+    }
+
+    /// Whether a packet belongs to the conversation with its origin. If that has begun a new one, so does this node.
+    fn hears(&mut self, now: Now, origin: NodeId, said: Conversation) -> bool {
+        match self.ways.hear(now.monotonic, origin, said) {
+            Heard::Now => true,
+            Heard::Anew => {
+                let path = self.ways.path(origin).map(<[NodeId]>::to_vec).unwrap_or_default();
+                self.part(now, origin, false);
+                self.ways.follow(origin, path);
+                self.greet(now, origin);
+                true
+            }
+            Heard::Late { remind } => {
+                if remind {
+                    self.post(origin, Class::Heartbeat, Letter::Health(self.peers.told_health));
+                }
+                false
+            }
+            Heard::Strange => false,
         }
     }
 
-    fn letter(&mut self, now: Now, from: NodeId, letter: Letter) {
+    pub(super) fn letter(&mut self, now: Now, from: NodeId, letter: Letter) {
         match letter {
             Letter::Consensus(messages) => {
                 for (shard, message) in messages {
@@ -377,7 +411,7 @@ impl Node {
         let shard = self.shards[index].id();
         for message in work.messages.drain(..) {
             let to = node_of(message.to);
-            if !self.peers.links.contains_key(&to) {
+            if !self.ways.lead_to(to) {
                 continue;
             }
             let class = match message.kind {
@@ -454,7 +488,7 @@ impl Node {
             Health { is_below_reserve: self.is_below_reserve(), has_stopped: self.stopped.is_some() };
         if health != self.peers.told_health {
             self.peers.told_health = health;
-            for node in self.peers.links.keys().copied().collect::<Vec<_>>() {
+            for node in self.ways.nodes() {
                 self.post(node, Class::Heartbeat, Letter::Health(health));
             }
         }
@@ -479,7 +513,7 @@ impl Node {
         if leads.is_empty() {
             return;
         }
-        for node in self.peers.links.keys().copied().collect::<Vec<_>>() {
+        for node in self.ways.nodes() {
             self.post(node, Class::Heartbeat, Letter::Leads(leads.clone()));
         }
     }
@@ -506,8 +540,8 @@ impl Node {
             }
             let wish = members.wish(self.shards[index].id());
             let me = self.config.node;
-            let links = &self.peers.links;
-            let is_up = |node: NodeId| node == me || links.contains_key(&node);
+            let ways = &self.ways;
+            let is_up = |node: NodeId| node == me || ways.lead_to(node);
             if !self.shards[index].steer(now, &wish, &is_up) {
                 steady = false;
                 self.dirty[index] = true;
@@ -570,7 +604,7 @@ impl Node {
 
     /// Everything for other nodes, in packets.
     pub(super) fn pack(&mut self, out: &mut super::Effects) {
-        let me = self.config.node;
+        let ways = &self.ways;
         for ((to, class), messages) in std::mem::take(&mut self.peers.consensus) {
             let mut batch = Vec::new();
             let mut bytes = 0;
@@ -578,16 +612,16 @@ impl Node {
                 let more = message.encoded_bytes();
                 if bytes > 0 && bytes + more > BATCH_BYTES {
                     let body = Letter::Consensus(std::mem::take(&mut batch)).to_bytes();
-                    out.packets.push((to, Packet::direct(class, me, to, body)));
+                    out.packets.extend(ways.wrap(to, class, body));
                     bytes = 0;
                 }
                 bytes += more;
                 batch.push((shard, message));
             }
-            out.packets.push((to, Packet::direct(class, me, to, Letter::Consensus(batch).to_bytes())));
+            out.packets.extend(ways.wrap(to, class, Letter::Consensus(batch).to_bytes()));
         }
         for (to, class, letter) in std::mem::take(&mut self.peers.mail) {
-            out.packets.push((to, Packet::direct(class, me, to, letter.to_bytes())));
+            out.packets.extend(ways.wrap(to, class, letter.to_bytes()));
         }
         let links = &self.peers.links;
         out.packets.extend(self.relayed.drain(..).filter(|(next, _)| links.contains_key(next)));

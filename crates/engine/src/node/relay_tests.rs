@@ -2,9 +2,12 @@
 
 use super::*;
 
-fn along(class: Class, path: &[u16], letter: &Letter) -> Packet {
-    let path = path.iter().map(|node| NodeId(*node)).collect();
-    Packet::along(class, path, letter.to_bytes()).unwrap()
+/// As the first node of `path` would send it, in its conversation with the last one.
+fn along(cluster: &mut Cluster, class: Class, path: &[u16], letter: &Letter) -> Packet {
+    let path: Vec<NodeId> = path.iter().map(|node| NodeId(*node)).collect();
+    let (origin, destination) = (path[0], *path.last().unwrap());
+    let (_, usual) = cluster.node(origin).ways.wrap(destination, class, Bytes::new()).unwrap();
+    Packet::along(class, path, letter.to_bytes()).unwrap().within(usual.conversation)
 }
 
 /// What `node` sends when it is given `packet` by `from`.
@@ -21,7 +24,7 @@ fn passes(cluster: &mut Cluster, node: u16, from: u16, packet: Packet) -> Vec<(N
 fn a_packet_goes_on_along_its_path_unchanged_and_is_opened_only_at_its_end() {
     let mut cluster = healthy(3);
     let letter = Letter::Health(Health { is_below_reserve: true, has_stopped: false });
-    let sent = along(Class::Publish, &[1, 2, 3], &letter);
+    let sent = along(&mut cluster, Class::Publish, &[1, 2, 3], &letter);
     let passed = passes(&mut cluster, 2, 1, sent.clone());
     assert_eq!(passed.len(), 1, "{passed:?}");
     let (next, packet) = &passed[0];
@@ -39,7 +42,8 @@ fn a_relay_without_a_way_says_so_to_the_origin_and_keeps_nothing() {
     let mut cluster = healthy(3);
     cluster.cut(NodeId(2), NodeId(3));
     let letter = Letter::Health(Health::default());
-    let passed = passes(&mut cluster, 2, 1, along(Class::Publish, &[1, 2, 3], &letter));
+    let sent = along(&mut cluster, Class::Publish, &[1, 2, 3], &letter);
+    let passed = passes(&mut cluster, 2, 1, sent);
     let broken: Vec<_> = passed.iter().filter(|(_, packet)| packet.class == Class::Heartbeat).collect();
     let found = broken.iter().find_map(|(next, packet)| match Letter::read(packet.body.clone()) {
         Ok(Letter::Broken { destination }) => Some((*next, packet.path.clone(), destination)),
@@ -54,7 +58,8 @@ fn only_a_router_passes_packets_on() {
     cluster.add(4, PeerHello::INGRESS);
     cluster.until("healthy", HEALTHY_WITHIN, |cluster| cluster.is_healthy());
     let letter = Letter::Health(Health::default());
-    let passed = passes(&mut cluster, 4, 1, along(Class::Publish, &[1, 4, 3], &letter));
+    let sent = along(&mut cluster, Class::Publish, &[1, 4, 3], &letter);
+    let passed = passes(&mut cluster, 4, 1, sent);
     assert!(passed.iter().all(|(next, _)| *next == NodeId(1)), "{passed:?}");
 }
 
@@ -62,10 +67,39 @@ fn only_a_router_passes_packets_on() {
 fn a_packet_that_names_another_neighbour_or_no_letter_is_dropped_and_counted() {
     let mut cluster = healthy(3);
     let letter = Letter::Health(Health::default());
-    assert_eq!(passes(&mut cluster, 2, 3, along(Class::Publish, &[1, 2], &letter)), []);
-    let mut bytes = letter.to_bytes().to_vec();
+    let mut sent = along(&mut cluster, Class::Bulk, &[1, 2], &letter);
+    assert_eq!(passes(&mut cluster, 2, 3, sent.clone()), []);
+    let mut bytes = sent.body.to_vec();
     bytes.push(0);
-    let direct = Packet::direct(Class::Bulk, NodeId(1), NodeId(2), bytes.into());
-    assert_eq!(passes(&mut cluster, 2, 1, direct), []);
+    sent.body = bytes.into();
+    assert_eq!(passes(&mut cluster, 2, 1, sent), []);
     assert_eq!(cluster.node(NodeId(2)).peers.malformed, 2);
+}
+
+/// A path that was left may still hold packets: they come after what was sent along the next one.
+#[test]
+fn a_packet_of_an_earlier_conversation_changes_nothing_and_is_answered() {
+    let mut cluster = healthy(3);
+    let letter = Letter::Health(Health { is_below_reserve: true, has_stopped: false });
+    let late = along(&mut cluster, Class::Publish, &[1, 2], &letter);
+    cluster.cut(NodeId(1), NodeId(2));
+    cluster.link(NodeId(1), NodeId(2));
+    let passed = passes(&mut cluster, 2, 1, late);
+    assert!(!cluster.node(NodeId(2)).peers.is_weak_by_word(NodeId(1)));
+    let to_origin = passed.iter().filter(|(next, _)| *next == NodeId(1)).count();
+    assert_eq!(to_origin, 1, "{passed:?}");
+}
+
+/// One end hears that something may be lost, the other does not: both must forget what was under way.
+#[test]
+fn a_conversation_that_one_end_begins_anew_is_begun_by_both() {
+    let mut cluster = healthy(3);
+    let (one, two) = (NodeId(1), NodeId(2));
+    let hello = cluster.node(two).hello();
+    let before = along(&mut cluster, Class::Publish, &[2, 1], &Letter::Health(Health::default()));
+    cluster.input(one, Input::PeerUp { hello });
+    cluster.run();
+    let after = along(&mut cluster, Class::Publish, &[2, 1], &Letter::Health(Health::default()));
+    assert_eq!(after.conversation.number, before.conversation.number + 1);
+    cluster.until("healthy", HEALTHY_WITHIN, |cluster| cluster.is_healthy());
 }
