@@ -4,12 +4,14 @@
 pub mod admin;
 pub mod codec;
 pub mod consensus;
+pub mod datagram;
 pub mod envelope;
 pub mod error;
 pub mod frame;
 pub mod id;
 pub mod limits;
 pub mod mac;
+pub mod node_key;
 pub mod packet;
 pub mod session;
 pub mod time;

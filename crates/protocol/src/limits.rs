@@ -30,6 +30,10 @@ pub const SEALED_BYTES_MAX: usize = HEADER_BYTES_MAX + CIPHERTEXT_BYTES_MAX + MA
 pub const FRAME_BYTES_MAX: usize = 4 << 20;
 /// Body of one packet between nodes, in bytes. It must hold a full publish frame with what consensus adds.
 pub const PACKET_BYTES_MAX: usize = 8 << 20;
+/// One datagram between nodes, whole, in bytes: what every network takes in one piece, also inside tunnels.
+pub const DATAGRAM_BYTES_MAX: usize = 1200;
+/// One signed statement in a datagram, in bytes. The header, the MAC and two digest entries go beside it.
+pub const DATAGRAM_DOCUMENT_BYTES_MAX: usize = 1024;
 /// Links on the path of a packet. Clusters are small: who is further away than this is not reached in useful time.
 pub const HOPS_MAX: usize = 7;
 /// Voters of one shard, and learners of one shard, that a message between replicas may name.
@@ -82,6 +86,7 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(60);
 const _: () = assert!(SEALED_BYTES_MAX <= PUBLISH_BYTES_MAX);
 const _: () = assert!(PUBLISH_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(FRAME_BYTES_MAX < PACKET_BYTES_MAX);
+const _: () = assert!(DATAGRAM_DOCUMENT_BYTES_MAX < DATAGRAM_BYTES_MAX);
 const _: () = assert!(HOPS_MAX < u8::MAX as usize);
 const _: () = assert!(REPLICAS_MAX <= u8::MAX as usize);
 const _: () = assert!(ADDRESS_BYTES_MAX <= u8::MAX as usize);

@@ -39,6 +39,13 @@ impl MacKey {
         verify_slices_are_equal(&self.sign(parts), mac).is_ok()
     }
 
+    /// Whether `mac`, of at least 16 bytes, begins the HMAC of `parts`; in constant time too.
+    #[must_use]
+    pub fn verify_start(&self, parts: &[&[u8]], mac: &[u8]) -> bool {
+        let whole = self.sign(parts);
+        (16..=whole.len()).contains(&mac.len()) && verify_slices_are_equal(&whole[..mac.len()], mac).is_ok()
+    }
+
     /// Whether every byte is zero: a key that somebody forgot to fill in.
     pub fn is_zero(&self) -> bool {
         self.inner.bytes.iter().all(|byte| *byte == 0)
@@ -95,6 +102,10 @@ mod tests {
         assert!(!key.verify(&[b"abd"], &mac));
         assert!(!MacKey::new([2; 32]).verify(&[b"abc"], &mac));
         assert!(!key.verify(&[b"abc"], &mac[..31]));
+        assert!(key.verify_start(&[b"abc"], &mac[..16]) && !key.verify_start(&[b"abc"], &mac[..15]));
+        assert!(
+            !key.verify_start(&[b"abd"], &mac[..16]) && !key.verify_start(&[b"abc"], &[mac, mac].concat())
+        );
     }
 
     #[test]

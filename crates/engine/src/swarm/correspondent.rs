@@ -1,0 +1,263 @@
+//! One other node as somebody to talk to: what it is known to have, what was sent to it, what gets lost on the way.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use swarmmq_protocol::{
+    datagram::{Gossiped, ReplayWindow},
+    id::NodeId,
+    mac::MacKey,
+    node_key::NodeKey,
+    time::Instant,
+};
+
+/// What was sent once is not sent again before it can have arrived and been shown.
+const REPEAT_AFTER: Duration = Duration::from_millis(60);
+/// Seconds over which losses are counted.
+const LOSS_SECONDS: usize = 10;
+/// Most datagrams that one gap counts as lost: a longer one is an outage, which is not what loss means.
+const GAP_MAX: u64 = 20;
+/// Datagrams whose time of sending is remembered.
+const SENT: usize = 16;
+
+/// Which of the two things that a node signs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// What it says of itself.
+    Report,
+    /// Whom it does not hear.
+    Accusations,
+}
+
+/// What somebody has of what one node signed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Versions {
+    /// In which boot.
+    pub boot: u64,
+    /// The report's; 0: none.
+    pub report: u64,
+    /// The accusations'; 0: none.
+    pub accusations: u64,
+}
+
+impl Versions {
+    /// The version of one kind.
+    pub fn of(self, kind: Kind) -> u64 {
+        match kind {
+            Kind::Report => self.report,
+            Kind::Accusations => self.accusations,
+        }
+    }
+}
+
+/// What one correspondent is known to have of one node's words, and what it was given.
+#[derive(Clone, Copy, Debug, Default)]
+struct Has {
+    shown: Option<Versions>,
+    asked: bool,
+    report: Given,
+    accusations: Given,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Given {
+    boot: u64,
+    version: u64,
+    at: Option<Instant>,
+}
+
+/// One other node as somebody to talk to.
+pub(super) struct Correspondent {
+    /// Which life of its disk.
+    pub incarnation: u64,
+    /// Its keys.
+    pub key: NodeKey,
+    /// What both ends prove their datagrams with.
+    pub pair: MacKey,
+    /// What came of its present life.
+    pub window: ReplayWindow,
+    /// When it last got an answer out of turn.
+    pub answered_at: Option<Instant>,
+    /// What it misses of what is sent to it, by its own account.
+    pub their_loss_permille: u16,
+    /// Smoothed time there and back.
+    pub round_trip: Option<Duration>,
+    counter: u64,
+    sent: [(u64, Instant); SENT],
+    arrived_at: Option<Instant>,
+    losses: [Loss; LOSS_SECONDS],
+    has: BTreeMap<NodeId, Has>,
+}
+
+/// What was to come in one second, and what came.
+#[derive(Clone, Copy, Debug, Default)]
+struct Loss {
+    second: u64,
+    expected: u32,
+    arrived: u32,
+}
+
+fn second(now: Instant) -> u64 {
+    now.0 / 1_000_000_000
+}
+
+impl Correspondent {
+    pub fn new(incarnation: u64, key: NodeKey, pair: MacKey) -> Self {
+        Self {
+            incarnation,
+            key,
+            pair,
+            window: ReplayWindow::default(),
+            answered_at: None,
+            their_loss_permille: 0,
+            round_trip: None,
+            counter: 0,
+            sent: [(0, Instant(0)); SENT],
+            arrived_at: None,
+            losses: [Loss::default(); LOSS_SECONDS],
+            has: BTreeMap::new(),
+        }
+    }
+
+    /// It is in a later life: it has nothing, and counts anew.
+    pub fn begin_anew(&mut self) {
+        self.window = ReplayWindow::default();
+        self.arrived_at = None;
+        self.has.clear();
+    }
+
+    /// `node` does not count any more.
+    pub fn forget(&mut self, node: NodeId) {
+        self.has.remove(&node);
+    }
+
+    /// Whether the datagram with this counter is here for the first time. Counts what is missing before it.
+    pub fn takes(&mut self, now: Instant, counter: u64) -> bool {
+        let highest = self.window.highest();
+        if !self.window.takes(counter) {
+            return false;
+        }
+        let ahead = counter.saturating_sub(highest);
+        let expected = if highest == 0 { 1 } else { ahead.min(GAP_MAX) };
+        let second = second(now);
+        let loss = &mut self.losses[(second % LOSS_SECONDS as u64) as usize];
+        if loss.second != second {
+            *loss = Loss { second, ..Loss::default() };
+        }
+        loss.expected += expected as u32;
+        loss.arrived += 1;
+        if ahead > 0 {
+            self.arrived_at = Some(now);
+        }
+        true
+    }
+
+    /// In the last ten seconds.
+    pub fn loss_permille(&self, now: Instant) -> u16 {
+        let oldest = second(now).saturating_sub(LOSS_SECONDS as u64 - 1);
+        let (mut expected, mut arrived) = (0, 0);
+        for loss in self.losses.iter().filter(|loss| loss.second >= oldest) {
+            (expected, arrived) = (expected + loss.expected, arrived + loss.arrived);
+        }
+        if expected == 0 {
+            return if self.window.highest() == 0 { 0 } else { 1000 };
+        }
+        (expected.saturating_sub(arrived) * 1000 / expected) as u16
+    }
+
+    /// The highest counter that came, and for how long it has been here, in microseconds.
+    pub fn echo(&self, now: Instant) -> (u64, u32) {
+        let held = self.arrived_at.map_or(0, |at| now.since(at).as_micros());
+        (self.window.highest(), u32::try_from(held).unwrap_or(u32::MAX))
+    }
+
+    /// It says what it got last, and what it misses.
+    pub fn echoed(&mut self, now: Instant, body: &Gossiped) {
+        self.their_loss_permille = body.loss_permille;
+        let (counter, at) = self.sent[(body.echo % SENT as u64) as usize];
+        if counter == body.echo && counter > 0 {
+            let sample = now.since(at).saturating_sub(Duration::from_micros(body.held_us.into()));
+            self.round_trip = Some(self.round_trip.map_or(sample, |before| (before * 7 + sample) / 8));
+        }
+    }
+
+    /// The number of the next datagram to it.
+    pub fn count(&mut self, now: Instant) -> u64 {
+        self.counter += 1;
+        self.sent[(self.counter % SENT as u64) as usize] = (self.counter, now);
+        self.counter
+    }
+
+    /// Its digest says what it has of `node`.
+    pub fn shows(&mut self, node: NodeId, versions: Versions) {
+        self.has.entry(node).or_default().shown = Some(versions);
+    }
+
+    /// It sent something of `node`, so it has that.
+    pub fn has_at_least(&mut self, node: NodeId, boot: u64, version: u64, kind: Kind) {
+        let shown = self.has.entry(node).or_default().shown.get_or_insert_default();
+        if shown.boot < boot {
+            *shown = Versions { boot, ..Versions::default() };
+        }
+        if shown.boot == boot {
+            let known = match kind {
+                Kind::Report => &mut shown.report,
+                Kind::Accusations => &mut shown.accusations,
+            };
+            *known = version.max(*known);
+        }
+    }
+
+    /// It asks for what there is of `node`.
+    pub fn lacks(&mut self, node: NodeId) {
+        if let Some(has) = self.has.get_mut(&node) {
+            has.asked = true;
+        }
+    }
+
+    /// It was sent something of `node`.
+    pub fn gave(&mut self, now: Instant, node: NodeId, boot: u64, kind: Kind, version: u64) {
+        let has = self.has.entry(node).or_default();
+        has.asked = false;
+        let given = Given { boot, version, at: Some(now) };
+        match kind {
+            Kind::Report => has.report = given,
+            Kind::Accusations => has.accusations = given,
+        }
+    }
+
+    /// What it is known to have of `node`.
+    pub fn versions(&self, node: NodeId) -> Option<Versions> {
+        self.has.get(&node)?.shown
+    }
+
+    /// What it is known to have, of everybody.
+    pub fn shown(&self) -> impl Iterator<Item = (NodeId, Versions)> {
+        self.has.iter().filter_map(|(node, has)| Some((*node, has.shown?)))
+    }
+
+    /// Whether to send it this: its digest shows that it lacks it, or says nothing about it and the thing is new.
+    pub fn wants(
+        &self,
+        now: Instant,
+        node: NodeId,
+        boot: u64,
+        kind: Kind,
+        version: u64,
+        is_hot: bool,
+    ) -> bool {
+        let Some(has) = self.has.get(&node) else { return is_hot };
+        let given = match kind {
+            Kind::Report => has.report,
+            Kind::Accusations => has.accusations,
+        };
+        let is_under_way = (given.boot, given.version) == (boot, version)
+            && given.at.is_some_and(|at| now.since(at) < REPEAT_AFTER);
+        if is_under_way {
+            return false;
+        }
+        match has.shown {
+            Some(shown) => shown.boot < boot || (shown.boot == boot && shown.of(kind) < version),
+            None => is_hot || has.asked,
+        }
+    }
+}
