@@ -215,6 +215,11 @@ impl Packet {
         self
     }
 
+    /// Whether it belongs to no conversation: two neighbours measure their link.
+    pub fn is_between_neighbours(&self) -> bool {
+        self.conversation.number == 0 && self.path.len() == 2
+    }
+
     /// Who sent it first.
     pub fn origin(&self) -> NodeId {
         *self.path.first().expect("a path has at least two nodes")

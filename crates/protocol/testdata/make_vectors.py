@@ -92,8 +92,8 @@ def nodes():
     def peer_hello(node, cluster, nonce):
         known = b"\1" + cluster + pack(">I", 16) if cluster else b"\0"
         listens = [name(f"10.0.0.{node}:{port}") for port in (7400, 7401, 7402, 7403)]
-        body = b"SWMP" + pack(">HHHQQB", 1, 1, node, 2, 9, 7) + known + b"".join(listens) + name("0.1.0")
-        return body + nonce
+        body = b"SWMP" + pack(">HHHQQB", 2, 2, node, 2, 9, 7) + known + b"".join(listens) + name("0.1.0")
+        return body + bytes([node]) * 64 + nonce
 
     def message(step, body):
         return pack(">IB", 1 + len(body), step) + body

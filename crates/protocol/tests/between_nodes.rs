@@ -10,6 +10,7 @@ use swarmmq_protocol::{
     error::Code,
     id::{ClusterId, NodeId, ShardId},
     mac::{MacKey, sha256},
+    node_key::NodeKey,
     packet::{Arrived, Class, Conversation, Packet, PacketReader},
     session::peer::{PeerError, PeerHandshake, PeerHello, refuse},
 };
@@ -45,6 +46,7 @@ fn hellos(cluster: &Bytes) -> (PeerHello, PeerHello) {
         admin: format!("10.0.0.{node}:7402"),
         gossip: format!("10.0.0.{node}:7403"),
         version: "0.1.0".to_owned(),
+        key: NodeKey::from_bytes(&[node as u8; 64]),
     };
     (hello(1, None), hello(2, Some(ClusterId(cluster.clone().get_u128()))))
 }

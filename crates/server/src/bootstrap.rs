@@ -331,7 +331,7 @@ impl NodeKeyring {
     }
 }
 
-fn unhex(text: &str) -> Option<Zeroizing<[u8; 32]>> {
+pub(crate) fn unhex(text: &str) -> Option<Zeroizing<[u8; 32]>> {
     let text = text.as_bytes();
     if text.len() != 64 || !text.iter().all(u8::is_ascii_hexdigit) {
         return None;

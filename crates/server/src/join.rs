@@ -84,6 +84,7 @@ pub(crate) fn find(
         admin: addresses.admin,
         gossip: addresses.gossip,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        key: PeerHello::NO_KEY,
     };
     let mut joiner = Joiner { hello, found: None };
     let registry = watch.poll.registry().try_clone().map_err(|error| {

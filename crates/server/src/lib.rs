@@ -4,11 +4,13 @@ mod acquaintances;
 mod bootstrap;
 mod clock;
 mod disk;
+mod gossip;
 mod http;
 mod identity;
 mod join;
 mod link;
 mod listener;
+mod node_secret;
 mod peers;
 mod shutdown;
 mod telemetry;
@@ -20,7 +22,7 @@ use swarmmq_engine::{
     log::{Recovery, SEGMENT_HEADER_BYTES, Verdict},
     node::{self, bug::Bugs},
 };
-use swarmmq_protocol::session::peer::PeerHello;
+use swarmmq_protocol::{mac::MacKey, node_key::NodeSecret, session::peer::PeerHello};
 
 use self::{
     bootstrap::{NodeConfig, NodeKeyring},
@@ -299,6 +301,7 @@ fn node_config(
     identity: &Identity,
     keyring: &NodeKeyring,
     files: &SegmentFiles,
+    secret: NodeSecret,
 ) -> node::Config {
     node::Config {
         cluster: identity.cluster,
@@ -313,6 +316,9 @@ fn node_config(
         shard_count: identity.shard_count,
         access_token: keyring.access_token.clone(),
         admission_key: keyring.admission_key.clone(),
+        secret,
+        // A node alone has nobody to agree with.
+        cluster_secret: keyring.peer_secret.clone().unwrap_or_else(|| MacKey::new(clock::random())),
         segment_bytes: SEGMENT_BYTES,
         cache_bytes_max: CACHE_BYTES_MAX,
         horizon_ahead: HORIZON_AHEAD,
@@ -347,7 +353,7 @@ impl Log {
         if sequences.is_empty() {
             return Ok(None);
         }
-        let config = node_config(config, identity, keyring, &files);
+        let config = node_config(config, identity, keyring, &files, node_secret::load_or_make(&config.data)?);
         let log =
             swarmmq_engine::log::Config { segment_bytes: config.segment_bytes, log_id: config.log_id() };
         let mut recovery = Recovery::new(log, sequences.clone());

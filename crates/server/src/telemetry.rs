@@ -38,12 +38,20 @@ pub(crate) struct Timings {
     syncs: [u64; BUCKETS.len() + 1],
     sync_seconds: f64,
     pub(crate) connections_shed: u64,
+    /// Datagrams to other nodes that could not be sent.
+    pub(crate) datagrams_lost: u64,
 }
 
 impl Default for Timings {
     /// Nothing measured yet; the node begins to serve.
     fn default() -> Self {
-        Self { started: clock::wall(), syncs: [0; BUCKETS.len() + 1], sync_seconds: 0.0, connections_shed: 0 }
+        Self {
+            started: clock::wall(),
+            syncs: [0; BUCKETS.len() + 1],
+            sync_seconds: 0.0,
+            connections_shed: 0,
+            datagrams_lost: 0,
+        }
     }
 }
 
@@ -83,6 +91,12 @@ pub(crate) fn exposition(report: &Report, timings: &Timings, now: WallTime) -> S
         "Connections closed because there were too many.",
         "counter",
         timings.connections_shed as f64,
+    );
+    one(
+        "swarmmq_gossip_unsent_total",
+        "Datagrams to other nodes that could not be sent.",
+        "counter",
+        timings.datagrams_lost as f64,
     );
     one(
         "swarmmq_start_time_seconds",

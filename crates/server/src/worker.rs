@@ -10,7 +10,7 @@ use std::{
 };
 
 use mio::{Events, Interest, Token, event::Event, net::TcpStream};
-use swarmmq_engine::node::{ConnectionId, Effects, Input, Node, Now};
+use swarmmq_engine::node::{ConnectionId, Effects, Input, Neighbour, Node, Now};
 use swarmmq_protocol::{
     error::Code, id::NodeId, limits::UNAUTHENTICATED_TIME_MAX, mac::MacKey, session::peer::PeerHello,
     time::Instant,
@@ -21,6 +21,7 @@ use crate::{
     bootstrap::{NodeConfig, NodeKeyring},
     clock::{self, Clock},
     disk::{Disk, DiskEvent, SegmentFiles},
+    gossip::Gossip,
     http::Shared,
     identity::Identity,
     link::{Link, ReadState},
@@ -31,7 +32,8 @@ use crate::{
 };
 
 const LISTENER: Token = Token(0);
-const FIRST_CONNECTION: usize = 2;
+const GOSSIP: Token = Token(2);
+const FIRST_CONNECTION: usize = 3;
 /// Pause between reports.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between looks whether the node has become ready.
@@ -90,6 +92,7 @@ pub(crate) fn run(
         // Whoever made the cluster is a member from the beginning: it waits for nobody to let it in.
         peers.set_members(now, &[], &mut node);
     }
+    let gossip = Gossip::bind(config.gossip, registry, GOSSIP)?;
     let disk = Disk::start(files, Arc::clone(&watch.waker)).map_err(internal)?;
     let mut worker = Worker {
         watch,
@@ -98,6 +101,7 @@ pub(crate) fn run(
         has_secret: peer_secret.is_some(),
         listener,
         peers,
+        gossip,
         disk,
         node,
         links: BTreeMap::new(),
@@ -156,6 +160,7 @@ struct Worker<'a> {
     listener: Option<Listener>,
     /// Up until the node has drained: others take over what it leads.
     peers: Peers,
+    gossip: Gossip,
     disk: Disk,
     node: Node,
     links: BTreeMap<usize, Link<TcpStream>>,
@@ -202,12 +207,14 @@ impl Worker<'_> {
                 match event.token() {
                     LISTENER => self.accept(now),
                     NEWS => {}
+                    GOSSIP => self.gossip.wake(),
                     Token(token) if token >= peers::FIRST_TOKEN => {
                         self.peers.serve(now, event, &mut budget, &mut self.node);
                     }
                     Token(connection) => self.serve(now, connection, event, &mut budget),
                 }
             }
+            self.gossip.receive(|bytes| self.node.handle(now, Input::Datagram { bytes }));
             if self.listener.as_ref().and_then(Listener::retry_at).is_some_and(|at| at <= now.monotonic) {
                 self.accept(now);
             }
@@ -233,7 +240,7 @@ impl Worker<'_> {
     }
 
     fn timeout(&self, now: Now) -> Duration {
-        if !self.unread.is_empty() {
+        if !self.unread.is_empty() || self.gossip.has_more() {
             return Duration::ZERO;
         }
         let wake = [
@@ -422,6 +429,7 @@ impl Worker<'_> {
             self.peers.send(now, node, packet, &mut self.node);
         }
         self.peers.flush(now, &mut self.node);
+        effects.datagrams.iter().for_each(|(node, bytes)| self.gossip.send(*node, bytes));
         if let Some(members) = effects.peers {
             self.meet(now, &members);
         }
@@ -440,16 +448,19 @@ impl Worker<'_> {
     }
 
     /// These are the members, this node among them or not.
-    fn meet(&mut self, now: Now, members: &[(NodeId, String)]) {
-        let others = members.iter().filter(|(node, _)| *node != self.config.node);
-        let others: Vec<SocketAddr> = others.filter_map(|(_, address)| address.parse().ok()).collect();
+    fn meet(&mut self, now: Now, members: &[Neighbour]) {
+        let others = members.iter().filter(|member| member.node != self.config.node);
+        let others: Vec<SocketAddr> = others.filter_map(|member| member.peer.parse().ok()).collect();
         if !self.has_secret && !others.is_empty() {
             self.fatal = Some(NodeKeyring::no_peer_secret(&self.config.keyring));
         }
         if let Err(error) = acquaintances::save(&self.config.data, &others) {
             tracing::warn!(%error, "who the other members are is not remembered");
         }
-        self.peers.set_members(now, members, &mut self.node);
+        self.gossip.set_members(members);
+        let members: Vec<(NodeId, String)> =
+            members.iter().map(|member| (member.node, member.peer.clone())).collect();
+        self.peers.set_members(now, &members, &mut self.node);
     }
 
     fn write(&mut self, now: Now, connection: usize) {
@@ -499,6 +510,7 @@ impl Worker<'_> {
         self.problems.clone_from(&report.problems);
         let unsettled = !report.ready && self.drain_until.is_none();
         self.next_report = now.monotonic + if unsettled { READY_PAUSE } else { REPORT_PAUSE };
+        self.timings.datagrams_lost = self.gossip.lost();
         self.shared.publish(&report, &self.timings);
     }
 }

@@ -3,6 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use swarmmq_protocol::{
     id::{ClusterId, NodeId},
+    node_key::NodeSecret,
     packet::Packet,
     session::peer::PeerHello,
     time::{Instant, WallTime},
@@ -68,6 +69,10 @@ pub struct Config {
     /// How far ahead of deliveries the horizon is logged, in messages: more costs fewer entries, and more messages that
     /// wait for re-claims after a restart.
     pub horizon_ahead: u64,
+    /// Its own secret, whose public half other nodes know it by.
+    pub secret: NodeSecret,
+    /// What all nodes of the cluster have and nobody else; goes into the keys of their datagrams.
+    pub cluster_secret: swarmmq_protocol::mac::MacKey,
     /// Free bytes on the disk below which publishes are refused.
     pub reserve_bytes: u64,
     /// Seed of everything random that is no secret: election timeouts, jitter.
@@ -150,6 +155,11 @@ pub enum Input {
         /// Whole.
         packet: Packet,
     },
+    /// A datagram arrived, from whoever.
+    Datagram {
+        /// All of it.
+        bytes: Bytes,
+    },
     /// Stop taking work, tell clients to go away, finish what is under way.
     Drain,
     /// Time passed; [`super::Node::next_wake`] said when to come.
@@ -167,6 +177,17 @@ pub struct ReadRequest {
     pub length: u32,
 }
 
+/// A node with which a link is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Which.
+    pub node: NodeId,
+    /// Where it listens for nodes.
+    pub peer: String,
+    /// Where it takes datagrams.
+    pub gossip: String,
+}
+
 /// What a node wants done. The shell carries it out in the order of the fields; the lists keep their order.
 #[derive(Debug, Default)]
 pub struct Effects {
@@ -180,8 +201,10 @@ pub struct Effects {
     pub sends: Vec<(ConnectionId, BytesMut)>,
     /// Packets, each for the neighbour that is its next hop. Those of one class and one neighbour keep their order.
     pub packets: Vec<(NodeId, Packet)>,
-    /// With whom links are wanted, and where they listen for nodes. Set when that changed.
-    pub peers: Option<Vec<(NodeId, String)>>,
+    /// Datagrams, each for the place where its node takes them. They may get lost.
+    pub datagrams: Vec<(NodeId, Bytes)>,
+    /// With whom links are wanted, and where they listen. Set when that changed.
+    pub peers: Option<Vec<Neighbour>>,
     /// Connections to close after their pending bytes went out.
     pub closes: Vec<ConnectionId>,
     /// The disk was rolled back: the process is to end, and to come back with a new disk incarnation (safety rule 14).

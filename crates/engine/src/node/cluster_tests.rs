@@ -20,6 +20,8 @@ struct Cluster {
     hosts: BTreeMap<NodeId, Host>,
     now: Now,
     packets: VecDeque<(NodeId, NodeId, Packet)>,
+    /// Under way; where a link is cut, none pass.
+    datagrams: VecDeque<(NodeId, NodeId, Bytes)>,
     links: BTreeSet<(NodeId, NodeId)>,
     /// From whom to whom packets are slow, and those that wait there.
     slow: Option<(NodeId, NodeId)>,
@@ -38,6 +40,7 @@ impl Cluster {
             hosts: BTreeMap::new(),
             now,
             packets: VecDeque::new(),
+            datagrams: VecDeque::new(),
             links: BTreeSet::new(),
             slow: None,
             late: VecDeque::new(),
@@ -56,6 +59,7 @@ impl Cluster {
             incarnation: 90 + u64::from(number),
             founder: number == 1,
             roles,
+            secret: NodeSecret::new([number as u8; 32]),
             seed: 7 + u64::from(number),
             cache_bytes_max: 1 << 20,
             ..config()
@@ -132,6 +136,8 @@ impl Cluster {
                     );
                     self.packets.push_back((*id, to, packet));
                 }
+                let datagrams = effects.datagrams.into_iter();
+                self.datagrams.extend(datagrams.map(|(to, bytes)| (*id, to, bytes)));
                 if let Some(append) = effects.append {
                     quiet = false;
                     for write in &append.writes {
@@ -166,6 +172,11 @@ impl Cluster {
                     self.late.push_back((from, to, packet));
                 } else if self.hosts[&to].node.is_some() {
                     self.input(to, Input::Packet { from, packet });
+                }
+            }
+            while let Some((from, to, bytes)) = self.datagrams.pop_front() {
+                if self.links.contains(&pair(from, to)) && self.hosts[&to].node.is_some() {
+                    self.input(to, Input::Datagram { bytes });
                 }
             }
             if quiet {
@@ -531,7 +542,7 @@ fn who_comes_back_alone_wants_links_with_those_that_its_log_names() {
         let mut alone = restore_as(host.config.clone(), &host.disk, cluster.now).unwrap();
         let mut effects = Effects::default();
         alone.flush(cluster.now, &mut effects);
-        let wanted = effects.peers.expect("it says so at once").into_iter().map(|(peer, _)| peer);
+        let wanted = effects.peers.expect("it says so at once").into_iter().map(|peer| peer.node);
         let others: Vec<NodeId> = (1..=3).map(NodeId).filter(|other| *other != node).collect();
         assert_eq!(wanted.collect::<Vec<_>>(), others);
     }

@@ -193,8 +193,9 @@ impl Node {
                 let link = self.ways.hello(*node);
                 let state = match () {
                     () if *node == me && self.draining || member.draining => NodeState::Draining,
-                    () if *node == me || link.is_some() => NodeState::Alive,
-                    () => NodeState::Dead,
+                    () if *node == me => NodeState::Alive,
+                    () if link.is_none() => NodeState::Dead,
+                    () => self.seems(*node),
                 };
                 let version =
                     if *node == me { Some(&self.config.version) } else { link.map(|link| &link.version) };

@@ -4,7 +4,7 @@
 //! and gathers what all shards want written into one batch. Which room decides what:
 //! `connection` who may talk, `publish` and `consume` the two hot paths where clients are, `ask` whom to ask, `lead` what
 //! a leader answers, `peer` other nodes, `way` how they are
-//! reached, `operation` what needs several steps, `space` which segments can go.
+//! reached, `route` by which path, `operation` what needs several steps, `space` which segments can go.
 
 mod alphabet;
 mod ask;
@@ -19,6 +19,7 @@ mod peer;
 mod publish;
 mod report;
 mod restore;
+mod route;
 mod space;
 mod way;
 
@@ -36,7 +37,7 @@ use swarmmq_protocol::{
 };
 
 pub use self::{
-    alphabet::{Addresses, Config, ConnectionId, Effects, Input, Now, ReadRequest},
+    alphabet::{Addresses, Config, ConnectionId, Effects, Input, Neighbour, Now, ReadRequest},
     report::{Metric, MetricKind, Report},
     restore::{Restore, RestoreError},
 };
@@ -49,12 +50,14 @@ use self::{
     operation::{Operation, OperationId},
     peer::Peers,
     report::Counters,
+    route::{Busy, Relaying},
     space::{Cleaning, SNAPSHOT_INTERVAL_BYTES, Space},
     way::Ways,
 };
 use crate::{
     log::{Position, Writer},
     shard::{Answer, Shard, Ticket, Work, credit::Credits, delivery::SubscriberId},
+    swarm::Swarm,
 };
 
 /// Pause without writes after which the watermark is logged on its own.
@@ -133,7 +136,10 @@ pub struct Node {
     peers: Peers,
     ways: Ways,
     relayed: Vec<(NodeId, Packet)>,
-    peers_changed: Option<Vec<(NodeId, String)>>,
+    peers_changed: Option<Vec<Neighbour>>,
+    swarm: Swarm,
+    relaying: Relaying,
+    busy: Busy,
     reads: Vec<ReadRequest>,
     promises: Promises,
     in_flight: Option<(u64, Promises)>,
@@ -181,6 +187,7 @@ impl Node {
         // Others may still answer what an earlier process of this node asked: no number may come again.
         let life = crate::shard::consensus::mix(config.incarnation ^ config.boot.rotate_left(32));
         let ways = Ways::new(config.incarnation, config.boot);
+        let swarm = route::swarm(&config, now);
         let next_number = (life & BOOTS_TOLD_APART) << NUMBER_BITS;
         Self {
             dirty: vec![true; shards.len()],
@@ -206,6 +213,9 @@ impl Node {
             ways,
             relayed: Vec::new(),
             peers_changed: None,
+            swarm,
+            relaying: Relaying::default(),
+            busy: Busy::default(),
             readings: BTreeMap::new(),
             peeks: BTreeMap::new(),
             reads: Vec::new(),
@@ -241,6 +251,7 @@ impl Node {
             Input::PeerUp { hello } => self.peer_up(now, hello),
             Input::PeerDown { node, gone } => self.peer_down(now, node, gone),
             Input::Packet { from, packet } => self.packet(now, from, packet),
+            Input::Datagram { bytes } => self.datagram(now, &bytes),
             Input::Drain => self.drain(),
             Input::Woken => {}
         }
@@ -264,6 +275,7 @@ impl Node {
             }
         }
         self.give_up_asking(now);
+        self.look_around(now, out);
         self.steer(now);
         if self.draining {
             self.hand_over_all();
@@ -303,6 +315,7 @@ impl Node {
             }
         }
         self.pack(out);
+        self.busy.plan(self.next_wake());
         out.lost_disk = self.lost_disk;
         out.drained = self.draining
             && (self.stopped.is_some()
@@ -320,7 +333,7 @@ impl Node {
         }
         let watermark = (self.in_flight.is_none() && self.writer.watermark_lags())
             .then_some(self.last_write + WATERMARK_PAUSE);
-        let others = [watermark, self.asking_wake(), self.peers_wake()];
+        let others = [watermark, self.asking_wake(), self.peers_wake(), self.swarm_wake()];
         self.wakes.iter().copied().chain(others).flatten().min()
     }
 
@@ -415,6 +428,7 @@ impl Node {
         self.changed = true;
         assert_eq!(expected, batch, "batches are synced one after the other");
         self.writer.synced(batch);
+        self.busy.synced(now.monotonic.since(self.last_write));
         self.last_write = now.monotonic;
         for (shard, round) in promises.rounds {
             self.shards[shard].persisted(round);

@@ -18,7 +18,7 @@ use swarmmq_protocol::{
 };
 
 use super::{
-    Node, Now, Reading,
+    Neighbour, Node, Now, Reading,
     ask::{Asker, Purpose},
     letter::{Health, Lead, Letter, Question},
     way::Heard,
@@ -50,6 +50,20 @@ pub(super) struct Fetch {
     outstanding: usize,
 }
 
+/// What the cluster is to remember of whoever says `hello`.
+fn member_of(hello: &PeerHello, draining: bool) -> Member {
+    Member {
+        incarnation: hello.incarnation,
+        roles: hello.roles,
+        client: hello.client.clone(),
+        peer: hello.peer.clone(),
+        gossip: hello.gossip.clone(),
+        admin: hello.admin.clone(),
+        key: (hello.key != PeerHello::NO_KEY).then_some(hello.key),
+        draining,
+    }
+}
+
 /// What this node keeps about the others.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
@@ -65,7 +79,7 @@ pub(super) struct Peers {
     consensus: BTreeMap<(NodeId, Class), Vec<(ShardId, Message)>>,
     fetches: BTreeMap<u64, Fetch>,
     /// With whom links are wanted, as told last.
-    told: Vec<(NodeId, String)>,
+    told: Vec<Neighbour>,
     next_announcement: Instant,
     next_steer: Instant,
     /// Since when each shard is led from here.
@@ -100,6 +114,7 @@ impl Node {
             admin: addresses.admin.clone(),
             gossip: addresses.gossip.clone(),
             version: self.config.version.clone(),
+            key: self.config.secret.public(),
         }
     }
 
@@ -125,21 +140,21 @@ impl Node {
         if self.peers.links.contains_key(&node) {
             self.peer_down(now, node, false);
         }
-        self.peers.links.insert(node, hello.clone());
-        self.part(now, node, false);
-        self.ways.open(hello, vec![self.config.node, node]);
-        self.greet(now, node);
+        self.peers.links.insert(node, hello);
+        self.meet_members(now);
+        self.swarm.link_opened(now.monotonic, node);
+        self.reroute(now);
+        self.welcome(now, node);
     }
 
     /// What the other end of a new conversation should know at once.
-    fn greet(&mut self, now: Now, node: NodeId) {
+    pub(super) fn greet(&mut self, now: Now, node: NodeId) {
         let led = (0..self.shards.len()).filter(|index| self.shards[*index].is_serving());
         let leads: Vec<Lead> = led.map(|index| self.lead_of(index)).collect();
         if !leads.is_empty() {
             self.post(node, Class::Heartbeat, Letter::Leads(leads));
         }
         self.post(node, Class::Heartbeat, Letter::Health(self.peers.told_health));
-        self.welcome(now, node);
         self.peers.next_steer = now.monotonic;
         self.peers.steady = false;
     }
@@ -152,15 +167,7 @@ impl Node {
             return;
         }
         let known = self.cluster_shard().state().catalog.members.nodes.get(&node);
-        let member = Member {
-            incarnation: hello.incarnation,
-            roles: hello.roles,
-            client: hello.client.clone(),
-            peer: hello.peer.clone(),
-            gossip: hello.gossip.clone(),
-            admin: hello.admin.clone(),
-            draining: known.is_some_and(|known| known.draining),
-        };
+        let member = member_of(hello, known.is_some_and(|known| known.draining));
         if known == Some(&member) {
             return;
         }
@@ -178,16 +185,7 @@ impl Node {
         if members.nodes.contains_key(&self.config.node) || !members.nodes.is_empty() {
             return;
         }
-        let hello = self.hello();
-        let member = Member {
-            incarnation: hello.incarnation,
-            roles: hello.roles,
-            client: hello.client,
-            peer: hello.peer,
-            gossip: hello.gossip,
-            admin: hello.admin,
-            draining: false,
-        };
+        let member = member_of(&self.hello(), false);
         let copies = NodeEvent::Copies { replicas: self.config.replicas };
         let joined = NodeEvent::Joined { node: self.config.node, member };
         for event in [copies, joined] {
@@ -200,11 +198,16 @@ impl Node {
         if self.peers.links.remove(&node).is_none() {
             return;
         }
-        self.part(now, node, gone);
+        self.swarm.link_closed(now.monotonic, node, gone);
+        self.tell_of_break(now, node);
+        if gone {
+            self.part(now, node, true);
+        }
+        self.reroute(now);
     }
 
     /// What was under way between this node and another is lost, as there is no way any more, or another one.
-    fn part(&mut self, now: Now, node: NodeId, gone: bool) {
+    pub(super) fn part(&mut self, now: Now, node: NodeId, gone: bool) {
         if !self.ways.close(node) {
             return;
         }
@@ -230,7 +233,11 @@ impl Node {
     }
 
     pub(super) fn packet(&mut self, now: Now, from: NodeId, packet: Packet) {
+        self.swarm.heard(now.monotonic, from);
         match packet.arrive(self.config.node, from) {
+            Ok(Arrived::Here(packet)) if packet.is_between_neighbours() => {
+                self.neighbour_said(now, from, packet.body);
+            }
             Ok(Arrived::Here(packet)) => {
                 let origin = packet.origin();
                 if !self.hears(now, origin, packet.conversation) {
@@ -241,19 +248,9 @@ impl Node {
                     Err(_) => self.peers.malformed += 1,
                 }
             }
-            Ok(Arrived::Onward { next, packet }) => self.relay(next, packet),
+            Ok(Arrived::Onward { next, packet }) => self.relay(now, next, packet),
             Err(_) => self.peers.malformed += 1,
         }
-    }
-
-    /// Sends a packet on, or tells its origin that there is no way (safety rule 22). Nothing is stored.
-    fn relay(&mut self, next: NodeId, packet: Packet) {
-        let is_router = self.config.roles & PeerHello::ROUTER != 0;
-        if is_router && self.peers.links.contains_key(&next) {
-            self.relayed.push((next, packet));
-            return;
-        }
-        self.post(packet.origin(), Class::Heartbeat, Letter::Broken { destination: packet.destination() });
     }
 
     /// Whether a packet belongs to the conversation with its origin. If that has begun a new one, so does this node.
@@ -335,9 +332,8 @@ impl Node {
                 }
             }
             Letter::Broken { destination } => {
-                for index in 0..self.shards.len() {
-                    self.shards[index].lost_node(now, destination, false);
-                    self.dirty[index] = true;
+                if self.swarm.path_broken(now.monotonic, from, destination) {
+                    self.reroute(now);
                 }
             }
         }
@@ -524,6 +520,7 @@ impl Node {
             return;
         }
         self.peers.next_steer = now.monotonic + STEER_PAUSE;
+        self.meet_members(now);
         self.want_links();
         if !self.cluster_shard().is_current() {
             return;
@@ -579,9 +576,10 @@ impl Node {
     fn want_links(&mut self) {
         let members = &self.cluster_shard().state().catalog.members.nodes;
         let wanted = |(node, member): (&NodeId, &Member)| {
-            (*node != self.config.node).then(|| (*node, member.peer.clone()))
+            let (peer, gossip) = (member.peer.clone(), member.gossip.clone());
+            (*node != self.config.node).then_some(Neighbour { node: *node, peer, gossip })
         };
-        let peers: Vec<(NodeId, String)> = members.iter().filter_map(wanted).collect();
+        let peers: Vec<Neighbour> = members.iter().filter_map(wanted).collect();
         if self.peers.told != peers {
             self.peers.told.clone_from(&peers);
             self.peers_changed = Some(peers);

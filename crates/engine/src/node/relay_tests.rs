@@ -86,7 +86,7 @@ fn a_packet_of_an_earlier_conversation_changes_nothing_and_is_answered() {
     cluster.link(NodeId(1), NodeId(2));
     let passed = passes(&mut cluster, 2, 1, late);
     assert!(!cluster.node(NodeId(2)).peers.is_weak_by_word(NodeId(1)));
-    let to_origin = passed.iter().filter(|(next, _)| *next == NodeId(1)).count();
+    let to_origin = passed.iter().filter(|(_, packet)| packet.destination() == NodeId(1)).count();
     assert_eq!(to_origin, 1, "{passed:?}");
 }
 

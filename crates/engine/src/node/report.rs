@@ -76,7 +76,7 @@ impl Metric {
         Self { samples: vec![(Labels::new(), value)], ..Self::new(kind, name, help) }
     }
 
-    fn counter(name: &'static str, help: &'static str, value: u64) -> Self {
+    pub(super) fn counter(name: &'static str, help: &'static str, value: u64) -> Self {
         Self::one(MetricKind::Counter, name, help, value as f64)
     }
 
@@ -171,6 +171,7 @@ impl Node {
             counter("swarmmq_log_snapshots_total", "Shard snapshots written.", counters.snapshots),
             counter("swarmmq_log_moved_total", "Messages copied out of old segments.", counters.moved),
         ]);
+        metrics.extend(self.swarm_metrics());
         metrics.extend(self.queue_metrics());
         metrics.extend(self.group_metrics());
         let gauge = Metric::gauge;

@@ -19,6 +19,7 @@ use swarmmq_protocol::{
         Sequence, ShardId,
     },
     mac::{self, MacKey},
+    node_key::NodeSecret,
     session::handshake::ClientHandshake,
     time::{Instant, WallTime},
 };
@@ -38,6 +39,8 @@ fn config() -> Config {
         shard_count: SHARDS,
         access_token: MacKey::new([1; 32]),
         admission_key: MacKey::new([2; 32]),
+        secret: NodeSecret::new([1; 32]),
+        cluster_secret: MacKey::new([3; 32]),
         segment_bytes: SEGMENT,
         cache_bytes_max: 16 << 10,
         boot: 1,

@@ -156,6 +156,7 @@ mod tests {
             admin: String::new(),
             gossip: String::new(),
             version: String::new(),
+            key: PeerHello::NO_KEY,
         }
     }
 

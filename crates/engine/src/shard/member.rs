@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use swarmmq_protocol::{
     error::Code,
     id::{NodeId, ShardId},
+    node_key::NodeKey,
 };
 
 use super::{
@@ -44,6 +45,8 @@ pub struct Member {
     pub gossip: String,
     /// Where its read-only pages are.
     pub admin: String,
+    /// Its public keys, for datagrams and what it says of others. `None`: it joined before nodes had any.
+    pub key: Option<NodeKey>,
     /// It is being emptied: it keeps no shard that another could hold. Who joins is as emptied as its number was before.
     pub draining: bool,
 }
@@ -81,9 +84,10 @@ impl NodeEvent {
     pub(super) fn put(&self, out: &mut Vec<u8>) {
         match self {
             Self::Joined { node, member } => {
-                out.push(1);
+                out.push(if member.key.is_some() { 5 } else { 1 });
                 out.extend_from_slice(&node.0.to_be_bytes());
                 member.put(out);
+                member.key.iter().for_each(|key| out.extend_from_slice(&key.to_bytes()));
             }
             Self::Drained { node, draining } => {
                 out.push(2);
@@ -104,6 +108,12 @@ impl NodeEvent {
             2 => Ok(Self::Drained { node: NodeId(reader.u16()?), draining: reader.u8()? != 0 }),
             3 => Ok(Self::Removed { node: NodeId(reader.u16()?) }),
             4 => Ok(Self::Copies { replicas: reader.u8()? }),
+            5 => {
+                let node = NodeId(reader.u16()?);
+                let member = Member::read(reader)?;
+                let key = Some(NodeKey::from_bytes(&reader.array()?));
+                Ok(Self::Joined { node, member: Member { key, ..member } })
+            }
             _ => Err(Malformed),
         }
     }
@@ -132,6 +142,7 @@ impl Member {
             peer: text()?,
             gossip: text()?,
             admin: text()?,
+            key: None,
         })
     }
 
@@ -214,6 +225,8 @@ impl Members {
         for (node, member) in &self.nodes {
             out.extend_from_slice(&node.0.to_be_bytes());
             member.put(out);
+            out.push(u8::from(member.key.is_some()));
+            member.key.iter().for_each(|key| out.extend_from_slice(&key.to_bytes()));
         }
         out.extend_from_slice(&(self.removed.len() as u32).to_be_bytes());
         for (node, incarnation) in &self.removed {
@@ -222,12 +235,18 @@ impl Members {
         }
     }
 
-    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+    /// * `keyed`: whether the bytes say for every member which keys it has.
+    pub(super) fn read(reader: &mut Reader<'_>, keyed: bool) -> Result<Self, Malformed> {
         let replicas = reader.u8()?;
         let count = reader.u16()?;
-        let nodes = (0..count)
-            .map(|_| Ok((NodeId(reader.u16()?), Member::read(reader)?)))
-            .collect::<Result<_, Malformed>>()?;
+        let mut nodes = BTreeMap::new();
+        for _ in 0..count {
+            let (node, mut member) = (NodeId(reader.u16()?), Member::read(reader)?);
+            if keyed && reader.u8()? != 0 {
+                member.key = Some(NodeKey::from_bytes(&reader.array()?));
+            }
+            nodes.insert(node, member);
+        }
         let count = reader.u32()?;
         let removed = (0..count)
             .map(|_| Ok((NodeId(reader.u16()?), reader.u64()?)))
@@ -310,6 +329,7 @@ mod tests {
             peer: String::new(),
             gossip: String::new(),
             admin: String::new(),
+            key: Some(NodeKey::from_bytes(&[incarnation as u8; 64])),
             draining: false,
         }
     }
@@ -387,6 +407,6 @@ mod tests {
         assert_eq!(members.apply(&back(4)), Outcome::Done);
         let mut bytes = Vec::new();
         members.put(&mut bytes);
-        assert_eq!(Members::read(&mut Reader::new(&bytes)), Ok(members));
+        assert_eq!(Members::read(&mut Reader::new(&bytes), true), Ok(members));
     }
 }

@@ -22,7 +22,9 @@ use super::{
 };
 use crate::{log::Position, node::bug::Bugs};
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+/// The layout before members had keys.
+const VERSION_WITHOUT_KEYS: u8 = 2;
 
 impl State {
     /// Bytes from which [`State::read`] rebuilds the state on this node.
@@ -52,7 +54,8 @@ impl State {
 
     fn read_with(bytes: &[u8], places: bool, bugs: Bugs) -> Result<Self, Malformed> {
         let mut r = Reader::new(bytes);
-        if r.u8()? != VERSION {
+        let version = r.u8()?;
+        if !(VERSION_WITHOUT_KEYS..=VERSION).contains(&version) {
             return Err(Malformed);
         }
         let time = WallTime(r.u64()?);
@@ -60,7 +63,7 @@ impl State {
         let next_offset = r.u64()?;
         let conf = read_conf(&mut r)?;
         let producers = read_producers(&mut r)?;
-        let catalog = read_catalog(&mut r)?;
+        let catalog = read_catalog(&mut r, version > VERSION_WITHOUT_KEYS)?;
         let count = r.u32()?;
         let mut queues = BTreeMap::new();
         for _ in 0..count {
@@ -185,7 +188,7 @@ fn put_catalog(out: &mut Vec<u8>, catalog: &Catalog) {
     catalog.members.put(out);
 }
 
-fn read_catalog(r: &mut Reader<'_>) -> Result<Catalog, Malformed> {
+fn read_catalog(r: &mut Reader<'_>, keyed: bool) -> Result<Catalog, Malformed> {
     let count = r.u32()?;
     let mut addresses = BTreeMap::new();
     for _ in 0..count {
@@ -206,7 +209,7 @@ fn read_catalog(r: &mut Reader<'_>) -> Result<Catalog, Malformed> {
         let name = ProducerName::parse(r.text()?).map_err(|_| Malformed)?;
         producers.insert(name, ProducerEpoch(r.u64()?));
     }
-    Ok(Catalog { addresses, producers, members: Members::read(r)? })
+    Ok(Catalog { addresses, producers, members: Members::read(r, keyed)? })
 }
 
 fn read_group_name(r: &mut Reader<'_>) -> Result<GroupName, Malformed> {

@@ -11,7 +11,7 @@
 //!  message  | len u32 | step u8 | body |                                       len counts step and body
 //!  hello    | "SWMP" | version_min u16 | version_max u16 | node u16 | incarnation u64 | boot u64 | roles u8
 //!           | cluster known u8 | cluster u128 and shards u32 if known | client name | peer name
-//!           | admin name | gossip name | version name | nonce [32] |                                      name: length u8 and bytes
+//!           | admin name | gossip name | version name | key [64] | nonce [32] |                           name: length u8 and bytes
 //!  h = SHA-256(dialler's hello, acceptor's hello)
 //! ```
 //! Both proofs cover the bytes of both hellos with their nonces, under different labels, so that neither can be replayed
@@ -28,12 +28,13 @@ use crate::{
     id::{ClusterId, NodeId},
     limits::UNAUTHENTICATED_BYTES_MAX,
     mac::{MacKey, sha256},
+    node_key::NodeKey,
 };
 
 /// First bytes of a hello. Not a client's, so that neither is taken for the other.
 pub const PEER_MAGIC: [u8; 4] = *b"SWMP";
-/// The version of the language between nodes that this code speaks.
-pub const PEER_VERSION: u16 = 1;
+/// The version of the language between nodes that this code speaks. 1 had no keys in a hello.
+pub const PEER_VERSION: u16 = 2;
 /// Longest version text, in bytes.
 const VERSION_BYTES_MAX: usize = 64;
 /// Longest reason in a refusal, in bytes.
@@ -76,6 +77,8 @@ pub struct PeerHello {
     pub gossip: String,
     /// What it runs; at most 64 bytes.
     pub version: String,
+    /// Its public keys. All zero: it has none yet.
+    pub key: NodeKey,
 }
 
 impl PeerHello {
@@ -85,6 +88,8 @@ impl PeerHello {
     pub const ROUTER: u8 = 2;
     /// Role bit: holds replicas.
     pub const STORE: u8 = 4;
+    /// Of a node that has no keys yet.
+    pub const NO_KEY: NodeKey = NodeKey { sign: [0; 32], agree: [0; 32] };
 
     fn bytes(&self, nonce: &[u8; 32]) -> Bytes {
         let mut out = BytesMut::new();
@@ -104,6 +109,7 @@ impl PeerHello {
             put_name(&mut out, address);
         }
         put_name(&mut out, cut_at(&self.version, VERSION_BYTES_MAX));
+        out.put_slice(&self.key.to_bytes());
         out.put_slice(nonce);
         out.freeze()
     }
@@ -137,6 +143,7 @@ impl PeerHello {
             admin: reader.name("admin address")?,
             gossip: reader.name("gossip address")?,
             version: reader.name("version")?,
+            key: NodeKey::from_bytes(&reader.array()?),
         };
         if hello.version.len() > VERSION_BYTES_MAX {
             return Err(PeerError::Malformed);
@@ -445,6 +452,7 @@ mod tests {
             admin: format!("10.0.0.{node}:7402"),
             gossip: format!("10.0.0.{node}:7403"),
             version: "0.1.0".to_owned(),
+            key: PeerHello::NO_KEY,
         }
     }
 
@@ -674,7 +682,7 @@ mod tests {
     #[test]
     fn no_version_in_common_is_said_before_the_rest_is_read() {
         let mut later = BytesMut::new();
-        put(HELLO, &[&PEER_MAGIC, &[0, 2, 0, 3], b"something else"], &mut later);
+        put(HELLO, &[&PEER_MAGIC, &[0, 3, 0, 4], b"something else"], &mut later);
         let mut out = BytesMut::new();
         let mut acceptor = PeerHandshake::accept(secret(7), hello(2), [2; 32]);
         assert_eq!(acceptor.advance(&mut later, &mut out), Err(PeerError::Version));

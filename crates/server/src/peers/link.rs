@@ -217,6 +217,7 @@ mod tests {
             admin: String::new(),
             gossip: String::new(),
             version: String::new(),
+            key: PeerHello::NO_KEY,
         }
     }
 

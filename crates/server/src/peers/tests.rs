@@ -57,6 +57,7 @@ fn hello(node: u16, peer: SocketAddr) -> PeerHello {
         admin: String::new(),
         gossip: String::new(),
         version: "test".into(),
+        key: PeerHello::NO_KEY,
     }
 }
 

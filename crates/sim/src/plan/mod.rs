@@ -106,6 +106,8 @@ pub struct Plan {
     pub consumers: Vec<PlannedConsumer>,
     /// Whether writes are torn at crashes.
     pub torn_writes: bool,
+    /// Datagrams between nodes that get lost, in 1,000.
+    pub datagram_loss_permille: u64,
     /// Faults in order of time.
     pub faults: Vec<(u64, Fault)>,
     /// Times without sends: from, to.
@@ -154,6 +156,7 @@ impl Plan {
             producers: 4,
             consumers,
             torn_writes: faults.chance(800),
+            datagram_loss_permille: [0, 1, 10, 100, 300][rng.below(5) as usize],
             faults: draw_faults(&mut faults, many),
             hosts,
             quiet: draw_quiet(&mut rng),

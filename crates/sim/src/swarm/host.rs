@@ -10,6 +10,8 @@ use swarmmq_engine::node::{Addresses, Config, ConnectionId, Effects, Input, Node
 use swarmmq_protocol::{
     frame::FrameKind,
     id::{ClusterId, NodeId, Term},
+    mac::MacKey,
+    node_key::NodeSecret,
     packet::Class,
 };
 use swarmmq_seal::ClientKeyring;
@@ -102,6 +104,8 @@ impl Host {
             shard_count: plan.shards,
             access_token: keyring.access_token(),
             admission_key: keyring.admission_key(),
+            secret: NodeSecret::new([index as u8 + 1; 32]),
+            cluster_secret: MacKey::new([7; 32]),
             segment_bytes: plan.segment_bytes,
             cache_bytes_max: plan.cache_bytes,
             horizon_ahead: plan.horizon_ahead,
@@ -295,6 +299,9 @@ impl Swarm {
         for (to, packet) in effects.packets {
             let since = if packet.hop > 0 { since } else { self.at };
             self.send_packet(host, to, packet, since);
+        }
+        for (to, bytes) in effects.datagrams {
+            self.send_datagram(host, to, bytes);
         }
         if let Some(peers) = effects.peers {
             self.want(host, &peers);

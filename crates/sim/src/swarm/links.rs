@@ -3,7 +3,8 @@
 //! A link that is reset tells both ends, each in its own time. One that is a black hole tells nobody: what is sent waits, as
 //! TCP repeats it, until the hole closes or somebody loses patience. Absent here: which links break when (`faults`).
 
-use swarmmq_engine::node::Input;
+use bytes::Bytes;
+use swarmmq_engine::node::{Input, Neighbour};
 use swarmmq_protocol::{
     id::NodeId,
     packet::{Class, Packet},
@@ -82,8 +83,8 @@ impl Swarm {
     }
 
     /// A node says with whom it wants links.
-    pub(super) fn want(&mut self, host: usize, peers: &[(NodeId, String)]) {
-        let wanted = peers.iter().map(|(node, _)| usize::from(node.0) - 1).filter(|other| *other != host);
+    pub(super) fn want(&mut self, host: usize, peers: &[Neighbour]) {
+        let wanted = peers.iter().map(|peer| usize::from(peer.node.0) - 1).filter(|other| *other != host);
         self.hosts[host].wanted = wanted.collect();
         self.connect_all(host);
         let unwanted: Vec<usize> = (0..self.hosts.len())
@@ -230,6 +231,27 @@ impl Swarm {
         }
         let from = node_id(from);
         self.arrive(host, Arrival::Packet { since, input: Input::Packet { from, packet } });
+    }
+
+    /// A datagram goes its way, at once or never, and not always once. Cuts and holes swallow it.
+    pub(super) fn send_datagram(&mut self, host: usize, to: NodeId, bytes: Bytes) {
+        let other = usize::from(to.0).wrapping_sub(1);
+        if other >= self.hosts.len() || self.scheduling.chance(self.plan.datagram_loss_permille) {
+            return;
+        }
+        let copies = if self.scheduling.chance(5) { 2 } else { 1 };
+        for _ in 0..copies {
+            let mut at = self.at + self.latency();
+            let pair = pair(host, other);
+            if let Some(link) = self.links.get(&pair) {
+                let way = &link.ways[end(pair, host)];
+                if link.cut_until > self.at || way.hole_until > self.at {
+                    return;
+                }
+                at += way.slow.at(self.at);
+            }
+            self.push(at, Event::Datagram { host: other, bytes: bytes.clone() });
+        }
     }
 
     /// The connection between two hosts breaks: packets under way may be lost, and each end hears of it in its own time.

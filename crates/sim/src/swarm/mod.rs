@@ -16,6 +16,7 @@ mod watch;
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
+use swarmmq_engine::node::Input;
 use swarmmq_protocol::{
     admin::AdminRequest,
     id::ShardId,
@@ -26,7 +27,7 @@ use swarmmq_protocol::{
 use swarmmq_seal::{ClientKeyring, Opener};
 
 use self::{
-    host::Host,
+    host::{Arrival, Host},
     links::{Link, Pair},
     network::Connection,
     queue::Queue,
@@ -98,6 +99,11 @@ enum Event {
     },
     ClientHears {
         connection: u64,
+    },
+    /// A datagram arrives.
+    Datagram {
+        host: usize,
+        bytes: Bytes,
     },
     /// A client has waited long enough for the handshake.
     Impatient {
@@ -356,6 +362,7 @@ impl Swarm {
                 }
             }
             Event::GiveUp { pair, session } => self.give_up(pair, session),
+            Event::Datagram { host, bytes } => self.arrive(host, Arrival::Input(Input::Datagram { bytes })),
             Event::Packet { host, from, session, since, packet } => {
                 self.packet_arrives(host, from, session, since, packet);
             }

@@ -1,0 +1,275 @@
+//! The swarm on one side, ways to other nodes on the other: a path that changes begins a new conversation.
+//!
+//! Absent here: which path is the best one and who is alive (`swarm`), what a conversation is (`way`).
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use swarmmq_protocol::{
+    admin::NodeState,
+    codec::Reader,
+    id::NodeId,
+    packet::{Class, Packet},
+    session::peer::PeerHello,
+    time::Instant,
+};
+
+use super::{Config, Effects, Metric, MetricKind, Node, Now, letter::Letter};
+use crate::swarm::{
+    Sending, Swarm,
+    detector::Verdict,
+    gossip::{Acquaintance, Me},
+    measure::Peak,
+    report::Load,
+};
+
+/// How long a relay remembers whose packets it passed on over a link.
+const RELAYING: Duration = Duration::from_secs(30);
+/// Packets between neighbours: a question...
+const PROBE: u8 = 1;
+/// ...and its answer.
+const ECHO: u8 = 2;
+
+/// The swarm of a node that has just started.
+pub(super) fn swarm(config: &Config, now: Now) -> Swarm {
+    let config = crate::swarm::Config {
+        me: Me { node: config.node, incarnation: config.incarnation, boot: config.boot },
+        roles: config.roles,
+        release: config.version.clone(),
+        secret: config.secret.clone(),
+        cluster: config.cluster,
+        cluster_secret: config.cluster_secret.clone(),
+        seed: config.seed,
+    };
+    Swarm::new(config, now.monotonic)
+}
+
+/// Whose packets this node passed on lately, by the neighbour that they went to.
+#[derive(Debug, Default)]
+pub(super) struct Relaying {
+    /// Origin and destination, and when the latest one passed.
+    flows: BTreeMap<NodeId, BTreeMap<(NodeId, NodeId), Instant>>,
+    /// Packets, since the start.
+    passed: u64,
+}
+
+/// How busy this node is, as it notices by itself.
+#[derive(Debug, Default)]
+pub(super) struct Busy {
+    /// When it should have had its next turn.
+    planned: Option<Instant>,
+    /// The latest it came since the last sample.
+    lag: Duration,
+    lags: Peak,
+    syncs: Peak,
+    next_sample: Option<Instant>,
+}
+
+impl Busy {
+    /// A batch was on stable storage after `took`.
+    pub(super) fn synced(&mut self, took: Duration) {
+        self.syncs.add(took.as_micros() as u64);
+    }
+
+    /// The next turn is to come then, if nothing else happens.
+    pub(super) fn plan(&mut self, at: Option<Instant>) {
+        self.planned = at;
+    }
+
+    /// A turn begins.
+    fn turn(&mut self, now: Instant) {
+        let late = self.planned.take().map_or(Duration::ZERO, |planned| now.since(planned));
+        self.lag = self.lag.max(late);
+        if self.next_sample.is_none_or(|at| at <= now) {
+            self.next_sample = Some(now + crate::swarm::measure::PROBE_PAUSE);
+            self.lags.add(std::mem::take(&mut self.lag).as_micros() as u64);
+        }
+    }
+}
+
+fn to_neighbour(kind: u8, stamp: Instant) -> Bytes {
+    let mut body = BytesMut::with_capacity(9);
+    body.put_u8(kind);
+    body.put_u64(stamp.0);
+    body.freeze()
+}
+
+impl Node {
+    /// Whom to gossip with: members, and neighbours, who are about to become members.
+    pub(super) fn meet_members(&mut self, now: Now) {
+        let members = &self.cluster_shard().state().catalog.members.nodes;
+        let known = members.iter().filter_map(|(node, member)| {
+            let incarnation = member.incarnation;
+            Some((*node, Acquaintance { incarnation, key: member.key? }))
+        });
+        let mut known: BTreeMap<NodeId, Acquaintance> = known.collect();
+        // What a neighbour proved just now is newer than what the cluster remembers.
+        for (node, hello) in self.peers.links.iter().filter(|(_, hello)| hello.key != PeerHello::NO_KEY) {
+            known.insert(*node, Acquaintance { incarnation: hello.incarnation, key: hello.key });
+        }
+        known.remove(&self.config.node);
+        self.swarm.know(now.monotonic, known);
+    }
+
+    pub(super) fn datagram(&mut self, now: Now, bytes: &[u8]) {
+        // Who could not prove who it is hears nothing; what was wrong is counted by the gossip.
+        let _counted = self.swarm.datagram(now.monotonic, bytes).is_err();
+    }
+
+    /// Lets the swarm have its turn, and takes the paths that it chose.
+    pub(super) fn look_around(&mut self, now: Now, out: &mut Effects) {
+        self.busy.turn(now.monotonic);
+        let us = |peak: &Peak| peak.value().unwrap_or(0).min(u64::from(u32::MAX)) as u32;
+        self.swarm.set_load(Load {
+            lag_us: us(&self.busy.lags),
+            fsync_us: us(&self.busy.syncs),
+            queued: self.waiting.len() as u32,
+            errors_permille: 0,
+            is_draining: self.draining,
+        });
+        let mut sending = Sending::default();
+        self.swarm.turn(now.monotonic, &mut sending);
+        out.datagrams.append(&mut sending.datagrams);
+        for node in sending.probes {
+            let body = to_neighbour(PROBE, now.monotonic);
+            self.relayed.push((node, Packet::direct(Class::Heartbeat, self.config.node, node, body)));
+        }
+        self.reroute(now);
+    }
+
+    pub(super) fn reroute(&mut self, now: Now) {
+        for (node, path) in self.swarm.reroute(now.monotonic) {
+            self.part(now, node, false);
+            let (Some(path), Some(hello)) = (path, self.hello_of(node)) else { continue };
+            self.ways.open(hello, path);
+            self.greet(now, node);
+        }
+    }
+
+    /// What is known of a node without having talked to it: what it said over a link with it, or through others.
+    fn hello_of(&self, node: NodeId) -> Option<PeerHello> {
+        let linked = self.peers.links.get(&node);
+        let Some(report) = self.swarm.report(node) else { return linked.cloned() };
+        if let Some(linked) = linked
+            && (linked.incarnation != report.incarnation || linked.boot >= report.boot)
+        {
+            return Some(linked.clone());
+        }
+        let member = self.cluster_shard().state().catalog.members.nodes.get(&node)?;
+        Some(PeerHello {
+            cluster: Some(self.config.cluster),
+            shard_count: self.config.shard_count,
+            node,
+            incarnation: report.incarnation,
+            boot: report.boot,
+            roles: report.roles,
+            client: member.client.clone(),
+            peer: member.peer.clone(),
+            admin: member.admin.clone(),
+            gossip: member.gossip.clone(),
+            version: report.release.clone(),
+            key: member.key.unwrap_or(PeerHello::NO_KEY),
+        })
+    }
+
+    /// Something from a neighbour that concerns only the link.
+    pub(super) fn neighbour_said(&mut self, now: Now, from: NodeId, body: Bytes) {
+        let mut reader = Reader::new(body);
+        let (kind, stamp) = match (reader.u8(), reader.u64(), reader.end()) {
+            (Ok(kind), Ok(stamp), Ok(())) => (kind, Instant(stamp)),
+            _ => return self.peers.malformed += 1,
+        };
+        match kind {
+            PROBE => {
+                let echo = to_neighbour(ECHO, stamp);
+                self.relayed.push((from, Packet::direct(Class::Heartbeat, self.config.node, from, echo)));
+            }
+            ECHO if stamp <= now.monotonic => {
+                self.swarm.answered(now.monotonic, from, now.monotonic.since(stamp));
+            }
+            _ => self.peers.malformed += 1,
+        }
+    }
+
+    /// Sends a packet on, or tells its origin that there is no way (safety rule 22). Nothing is stored.
+    pub(super) fn relay(&mut self, now: Now, next: NodeId, packet: Packet) {
+        let is_router = self.config.roles & PeerHello::ROUTER != 0;
+        let (origin, destination) = (packet.origin(), packet.destination());
+        if !is_router || !self.peers.links.contains_key(&next) {
+            return self.post(origin, Class::Heartbeat, Letter::Broken { destination });
+        }
+        self.relaying.passed += 1;
+        let flows = self.relaying.flows.entry(next).or_default();
+        flows.insert((origin, destination), now.monotonic);
+        self.relayed.push((next, packet));
+    }
+
+    /// The link with `next` broke: what was passed on over it may be lost, and only its origins can send it again.
+    pub(super) fn tell_of_break(&mut self, now: Now, next: NodeId) {
+        let flows = self.relaying.flows.remove(&next).unwrap_or_default();
+        for ((origin, destination), at) in flows {
+            if now.monotonic.since(at) < RELAYING {
+                self.post(origin, Class::Heartbeat, Letter::Broken { destination });
+            }
+        }
+    }
+
+    /// How a node that packets should reach seems to be. What comes over the link with it outweighs what is said.
+    pub(super) fn seems(&self, node: NodeId) -> NodeState {
+        let link = self.swarm.links().get(node);
+        match self.swarm.verdict(node) {
+            _ if link.is_some_and(|link| link.is_usable() && !link.is_unanswered()) => NodeState::Alive,
+            Verdict::Alive => NodeState::Alive,
+            Verdict::Suspect => NodeState::Suspect,
+            Verdict::Dead => NodeState::Dead,
+        }
+    }
+
+    pub(super) fn swarm_metrics(&self) -> Vec<Metric> {
+        let counters = self.swarm.gossip().counters();
+        let refused: u64 = counters.refused.iter().sum();
+        let mut rtt = Metric::new(
+            MetricKind::Gauge,
+            "swarmmq_link_rtt_seconds",
+            "Smoothed round trip over the link with a node.",
+        );
+        let mut hops = Metric::new(
+            MetricKind::Gauge,
+            "swarmmq_route_hops",
+            "Links on the path that packets take to a node; 0: there is none.",
+        );
+        let mut changes = Metric::new(
+            MetricKind::Counter,
+            "swarmmq_route_changes_total",
+            "Changes of the path that packets take to a node.",
+        );
+        for (node, link) in self.swarm.links().iter().filter(|(_, link)| link.is_open) {
+            let seconds = f64::from(link.rtt_us()) / 1e6;
+            rtt.samples.push((vec![("node", node.0.to_string())], seconds));
+        }
+        for (node, choice) in self.swarm.choices() {
+            let links = choice.path.as_ref().map_or(0, |path| path.len() - 1);
+            hops.samples.push((vec![("node", node.0.to_string())], links as f64));
+            changes.samples.push((vec![("node", node.0.to_string())], choice.changes as f64));
+        }
+        let counter = Metric::counter;
+        vec![
+            counter("swarmmq_gossip_sent_total", "Datagrams handed out.", counters.sent),
+            counter("swarmmq_gossip_received_total", "Datagrams taken.", counters.received),
+            counter(
+                "swarmmq_gossip_refused_total",
+                "Datagrams that were not genuine or not for here.",
+                refused,
+            ),
+            counter("swarmmq_relayed_total", "Packets passed on for others.", self.relaying.passed),
+            rtt,
+            hops,
+            changes,
+        ]
+    }
+
+    /// When the swarm has something to do by itself.
+    pub(super) fn swarm_wake(&self) -> Option<Instant> {
+        self.swarm.has_company().then(|| self.swarm.next_wake())
+    }
+}

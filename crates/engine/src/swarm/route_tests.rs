@@ -1,0 +1,352 @@
+//! Several swarms over links and datagrams that can be cut: which paths packets take.
+
+use swarmmq_protocol::session::peer::PeerHello;
+
+use super::{damping::Why, *};
+
+const STEP: Duration = Duration::from_millis(5);
+
+struct World {
+    now: Instant,
+    swarms: BTreeMap<NodeId, Swarm>,
+    /// Between whom nothing passes, though their connections stay.
+    holes: BTreeSet<(NodeId, NodeId)>,
+    /// Round trip of a pair, in microseconds.
+    rtt: BTreeMap<(NodeId, NodeId), u64>,
+    /// Part by which round trips vary, in percent.
+    noise: u64,
+    /// What arrives when: from whom to whom, what.
+    under_way: Vec<(Instant, NodeId, NodeId, Item)>,
+    /// Nodes that do nothing.
+    stopped: BTreeSet<NodeId>,
+    changes: Vec<(Instant, NodeId, NodeId, Option<Vec<NodeId>>)>,
+    chance: u64,
+}
+
+enum Item {
+    Datagram(Bytes),
+    Probe(Instant),
+    Echo(Instant),
+}
+
+fn pair(a: NodeId, b: NodeId) -> (NodeId, NodeId) {
+    (a.min(b), a.max(b))
+}
+
+fn node(number: u16) -> NodeId {
+    NodeId(number)
+}
+
+fn secret(node: NodeId) -> NodeSecret {
+    NodeSecret::new([node.0 as u8; 32])
+}
+
+impl World {
+    fn new(count: u16) -> Self {
+        let now = Instant(1_000_000_000);
+        let key = |node: NodeId| Acquaintance { incarnation: 1, key: secret(node).public() };
+        let known: BTreeMap<NodeId, Acquaintance> =
+            (1..=count).map(node).map(|node| (node, key(node))).collect();
+        let mut world = Self {
+            now,
+            swarms: BTreeMap::new(),
+            holes: BTreeSet::new(),
+            rtt: BTreeMap::new(),
+            noise: 0,
+            under_way: Vec::new(),
+            stopped: BTreeSet::new(),
+            changes: Vec::new(),
+            chance: 88_172_645_463_325_252,
+        };
+        for id in known.keys() {
+            let config = Config {
+                me: Me { node: *id, incarnation: 1, boot: 1 },
+                roles: 7,
+                release: "test".into(),
+                secret: secret(*id),
+                cluster: ClusterId(7),
+                cluster_secret: MacKey::new([9; 32]),
+                seed: u64::from(id.0),
+            };
+            let mut swarm = Swarm::new(config, now);
+            swarm.know(now, known.clone());
+            world.swarms.insert(*id, swarm);
+        }
+        for (a, b) in world.pairs() {
+            world.open(a, b);
+        }
+        world.pass(1_000);
+        assert!(world.pairs().iter().all(|(a, b)| world.is_direct(*a, *b)), "healthy");
+        world.changes.clear();
+        world
+    }
+
+    fn pairs(&self) -> Vec<(NodeId, NodeId)> {
+        let nodes: Vec<NodeId> = self.swarms.keys().copied().collect();
+        nodes.iter().flat_map(|a| nodes.iter().filter(move |b| *b > a).map(|b| (*a, *b))).collect()
+    }
+
+    fn open(&mut self, a: NodeId, b: NodeId) {
+        let now = self.now;
+        self.swarm(a).link_opened(now, b);
+        self.swarm(b).link_opened(now, a);
+    }
+
+    fn swarm(&mut self, node: NodeId) -> &mut Swarm {
+        self.swarms.get_mut(&node).unwrap()
+    }
+
+    fn hole(&mut self, a: u16, b: u16) {
+        self.holes.insert(pair(node(a), node(b)));
+    }
+
+    fn is_direct(&self, a: NodeId, b: NodeId) -> bool {
+        self.path(a.0, b.0) == Some(vec![a.0, b.0]) && self.path(b.0, a.0) == Some(vec![b.0, a.0])
+    }
+
+    fn path(&self, from: u16, to: u16) -> Option<Vec<u16>> {
+        let path = self.swarms[&node(from)].path(node(to))?;
+        Some(path.iter().map(|node| node.0).collect())
+    }
+
+    /// Whether packets of one get to the other.
+    fn works(&self, from: NodeId, to: NodeId) -> bool {
+        let path = self.swarms[&from].path(to);
+        path.is_some_and(|path| path.windows(2).all(|hop| !self.holes.contains(&pair(hop[0], hop[1]))))
+    }
+
+    fn one_way(&mut self, from: NodeId, to: NodeId) -> Duration {
+        let us = self.rtt.get(&pair(from, to)).copied().unwrap_or(200) / 2;
+        self.chance ^= self.chance << 13;
+        self.chance ^= self.chance >> 7;
+        self.chance ^= self.chance << 17;
+        let part = 100 - self.noise + self.chance % (2 * self.noise + 1);
+        Duration::from_micros(us * part / 100)
+    }
+
+    fn send(&mut self, from: NodeId, to: NodeId, item: Item) {
+        if !self.holes.contains(&pair(from, to)) {
+            let at = self.now + self.one_way(from, to);
+            self.under_way.push((at, from, to, item));
+        }
+    }
+
+    fn pass(&mut self, millis: u64) {
+        let until = self.now + Duration::from_millis(millis);
+        while self.now < until {
+            self.step();
+        }
+    }
+
+    fn step(&mut self) {
+        let end = self.now + STEP;
+        while let Some(first) = (0..self.under_way.len())
+            .filter(|item| self.under_way[*item].0 <= end)
+            .min_by_key(|item| self.under_way[*item].0)
+        {
+            let (at, from, to, item) = self.under_way.swap_remove(first);
+            self.now = at.max(self.now);
+            if self.stopped.contains(&to) || self.holes.contains(&pair(from, to)) {
+                continue;
+            }
+            let now = self.now;
+            match item {
+                Item::Datagram(bytes) => self.swarm(to).datagram(now, &bytes).unwrap(),
+                Item::Probe(stamp) => {
+                    self.swarm(to).heard(now, from);
+                    self.send(to, from, Item::Echo(stamp));
+                }
+                Item::Echo(stamp) => self.swarm(to).answered(now, from, now.since(stamp)),
+            }
+        }
+        self.now = end;
+        for id in self.swarms.keys().copied().collect::<Vec<_>>() {
+            if self.stopped.contains(&id) {
+                continue;
+            }
+            let now = self.now;
+            let mut out = Sending::default();
+            self.swarm(id).turn(now, &mut out);
+            let changed = self.swarm(id).reroute(now);
+            self.changes.extend(changed.into_iter().map(|(to, path)| (now, id, to, path)));
+            out.datagrams.into_iter().for_each(|(to, bytes)| self.send(id, to, Item::Datagram(bytes)));
+            out.probes.into_iter().for_each(|to| self.send(id, to, Item::Probe(now)));
+        }
+    }
+
+    /// Milliseconds until `test` holds.
+    fn until(&mut self, most: u64, test: impl Fn(&Self) -> bool) -> u64 {
+        let from = self.now;
+        while !test(self) {
+            assert!(self.now.since(from) < Duration::from_millis(most), "not within {most} ms");
+            self.step();
+        }
+        self.now.since(from).as_millis() as u64
+    }
+}
+
+#[test]
+fn a_cut_between_two_is_passed_by_way_of_a_third_and_healed() {
+    let mut world = World::new(5);
+    world.hole(1, 2);
+    let took = world.until(600, |world| world.works(node(1), node(2)) && world.works(node(2), node(1)));
+    assert!(took > 200, "nobody could know after {took} ms");
+    let others = world.changes.iter().filter(|(_, from, to, _)| pair(*from, *to) != pair(node(1), node(2)));
+    assert_eq!(others.count(), 0, "only that pair is concerned");
+    world.holes.clear();
+    // What was lost in the hole counts against the link until it is forgotten.
+    world.until(20_000, |world| world.is_direct(node(1), node(2)));
+    assert!(matches!(world.swarms[&node(1)].choices[&node(2)].why, Why::Cheaper { .. }));
+    world.changes.clear();
+    world.pass(20_000);
+    assert_eq!(world.changes, [], "and then all is quiet");
+}
+
+#[test]
+fn a_chain_of_links_is_enough() {
+    let mut world = World::new(5);
+    for (a, b) in world.pairs() {
+        if b.0 != a.0 + 1 {
+            world.hole(a.0, b.0);
+        }
+    }
+    world.until(1_000, |world| world.pairs().iter().all(|(a, b)| world.works(*a, *b) && world.works(*b, *a)));
+    assert_eq!(world.path(1, 5), Some(vec![1, 2, 3, 4, 5]));
+    world.changes.clear();
+    world.pass(60_000);
+    assert_eq!(world.changes, []);
+}
+
+#[test]
+fn a_detour_that_is_faster_is_taken_and_left_again() {
+    let mut world = World::new(3);
+    world.rtt.insert(pair(node(1), node(2)), 60_000);
+    world.until(5_000, |world| world.path(1, 2) == Some(vec![1, 3, 2]));
+    world.rtt.clear();
+    world.until(60_000, |world| world.is_direct(node(1), node(2)));
+}
+
+#[test]
+fn noise_changes_nothing() {
+    let mut world = World::new(5);
+    for (a, b) in world.pairs() {
+        world.rtt.insert((a, b), 10_000);
+    }
+    world.pass(10_000);
+    world.noise = 20;
+    world.changes.clear();
+    world.pass(300_000);
+    assert_eq!(world.changes, []);
+}
+
+#[test]
+fn a_node_that_stops_or_ends_is_not_looked_for_elsewhere() {
+    let mut world = World::new(5);
+    world.stopped.insert(node(5));
+    world.pass(300);
+    world.stopped.clear();
+    world.pass(5_000);
+    assert_eq!(world.changes, [], "a pause of 300 ms");
+    world.stopped.insert(node(5));
+    world.pass(3_000);
+    assert_eq!(world.changes, [], "it is silent everywhere");
+    let now = world.now;
+    for other in 1..=4 {
+        world.swarm(node(other)).link_closed(now, node(5), true);
+    }
+    world.pass(100);
+    assert_eq!(world.changes.len(), 4, "{:?}", world.changes);
+    assert!(world.changes.iter().all(|(_, _, to, path)| *to == node(5) && path.is_none()));
+}
+
+#[test]
+fn a_connection_that_ends_is_replaced_by_a_detour_at_once() {
+    let mut world = World::new(5);
+    let now = world.now;
+    world.swarm(node(1)).link_closed(now, node(2), false);
+    let changed = world.swarm(node(1)).reroute(now);
+    assert!(matches!(&changed[..], [(to, Some(path))] if *to == node(2) && path.len() == 3), "{changed:?}");
+}
+
+#[test]
+fn a_link_that_fails_again_and_again_is_left_alone_for_a_while() {
+    let mut world = World::new(3);
+    for _ in 0..4 {
+        world.hole(1, 2);
+        world.pass(600);
+        world.holes.clear();
+        world.pass(1_500);
+    }
+    assert_eq!(world.path(1, 2), Some(vec![1, 3, 2]));
+    world.changes.clear();
+    world.pass(10_000);
+    assert_eq!(world.path(1, 2), Some(vec![1, 3, 2]), "it is not trusted yet");
+    world.until(60_000, |world| world.is_direct(node(1), node(2)));
+}
+
+#[test]
+fn the_last_path_is_never_given_up() {
+    let mut world = World::new(2);
+    for _ in 0..4 {
+        world.hole(1, 2);
+        world.pass(600);
+        world.holes.clear();
+        world.pass(600);
+    }
+    world.hole(1, 2);
+    world.pass(5_000);
+    assert!(world.is_direct(node(1), node(2)));
+}
+
+#[test]
+fn who_does_not_relay_is_not_passed() {
+    let mut world = World::new(3);
+    world.swarm(node(3)).config.roles = PeerHello::INGRESS | PeerHello::STORE;
+    world.pass(1_000);
+    world.hole(1, 2);
+    world.pass(3_000);
+    assert!(world.is_direct(node(1), node(2)), "there is no other way");
+}
+
+#[test]
+fn a_relay_that_says_that_it_cannot_is_left() {
+    let mut world = World::new(4);
+    world.hole(1, 2);
+    world.until(600, |world| world.works(node(1), node(2)));
+    let relay = node(world.path(1, 2).unwrap()[1]);
+    let now = world.now;
+    assert!(world.swarm(node(1)).path_broken(now, relay, node(2)));
+    let changed = world.swarm(node(1)).reroute(now);
+    assert!(matches!(&changed[..], [(_, Some(path))] if path[1] != relay), "{changed:?}");
+    assert!(!world.swarm(node(1)).path_broken(now, relay, node(2)), "that path is not in use");
+}
+
+/// Nodes 1 to 5 have 1,024 sets of links. Each is cut out of a healthy cluster; whoever is still connected must be reached.
+#[test]
+fn whatever_links_are_left_are_used() {
+    let healthy = World::new(5);
+    let pairs = healthy.pairs();
+    drop(healthy);
+    let mut took = Vec::new();
+    // Every eleventh mask here; all of them with the whole cluster in the simulator.
+    for mask in (0_u32..1 << pairs.len()).step_by(11) {
+        let mut world = World::new(5);
+        let cut = pairs.iter().enumerate().filter(|(bit, _)| mask & 1 << bit == 0);
+        world.holes = cut.map(|(_, pair)| *pair).collect();
+        let mut side: BTreeMap<NodeId, NodeId> = world.swarms.keys().map(|node| (*node, *node)).collect();
+        for _ in 0..5 {
+            for (a, b) in pairs.iter().filter(|pair| !world.holes.contains(pair)) {
+                let low = side[a].min(side[b]);
+                side.insert(*a, low);
+                side.insert(*b, low);
+            }
+        }
+        let ends: Vec<(NodeId, NodeId)> = pairs.iter().copied().filter(|(a, b)| side[a] == side[b]).collect();
+        took.push(
+            world.until(2_000, |world| ends.iter().all(|(a, b)| world.works(*a, *b) && world.works(*b, *a))),
+        );
+    }
+    took.sort_unstable();
+    let p99 = took[took.len() * 99 / 100];
+    assert!(p99 <= 600, "{took:?}");
+}
