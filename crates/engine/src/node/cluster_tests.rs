@@ -740,6 +740,8 @@ fn a_join_that_comes_after_a_younger_one_takes_nothing_from_it() {
 mod claim;
 #[path = "feed_tests.rs"]
 mod feed;
+#[path = "handover_tests.rs"]
+mod handover;
 #[path = "moving_tests.rs"]
 mod moving;
 #[path = "operation_tests.rs"]

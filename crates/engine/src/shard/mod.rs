@@ -534,11 +534,16 @@ impl Shard {
             let building = std::mem::take(&mut self.building);
             self.closed.push_back((building.entry, building.tickets));
         }
+        // Nothing is taken while the lead is handed over. If nobody takes it this reign goes on, and deliveries, leases and
+        // horizons wait for what they proposed meanwhile; if somebody does, the end of the reign refuses all of it.
+        if self.consensus.is_transferring() {
+            return;
+        }
         while let Some((entry, tickets)) = self.closed.pop_front() {
             self.stamp = self.stamp.max(self.state.time).max(now.wall);
             match self.consensus.propose(entry.finish(self.stamp)) {
                 Some(index) => self.waiting.push_back((index, tickets)),
-                // The lead is being handed over, or is lost since these events were taken.
+                // The lead is lost since these events were taken.
                 None => work.answers.extend(
                     tickets.into_iter().flatten().map(|ticket| (ticket, Answer::Refused(Code::NotLeader))),
                 ),
