@@ -154,6 +154,19 @@ fn a_second_and_different_settlement_comes_too_late() {
     assert_eq!(depth(&world), 1);
 }
 
+/// A lease that had been claimed again, and so lasted longer than its consumer knew, was extended by what was left of the
+/// lease of another message, which was nothing: it ended at once, and others got the message within the re-claim window.
+#[test]
+fn an_extension_ends_no_lease_early() {
+    let (mut world, connection, _) = world_with(Order::Total);
+    world.ask(connection, &subscribe("a", "g", 1, 10, vec![]));
+    let items = world.deliveries(connection);
+    let extend = SettleAction::Extend { duration: Duration::ZERO };
+    assert_eq!(fates(world.ask(connection, &settle(1, &[&items[0]], extend))), settled_ok(1));
+    world.pass(Duration::from_secs(29));
+    assert_eq!(fates(world.ask(connection, &settle(1, &[&items[0]], SettleAction::Ack))), settled_ok(1));
+}
+
 /// Messages that were on their way when a connection broke stayed leased for 30 s to somebody who had never seen them.
 #[test]
 fn what_a_returning_consumer_does_not_hold_never_reached_it() {

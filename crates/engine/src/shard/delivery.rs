@@ -440,7 +440,9 @@ impl Delivery {
                 return Ok(None);
             }
             run.deadlines.remove(&(lease.expires_at, offset.0));
-            lease.expires_at = (now + *duration).min(lease.since + LEASE_TOTAL_MAX).max(now);
+            // Claimed again, it may last longer than its consumer knows: a wish to keep it ends nothing early.
+            let wished = (now + *duration).min(lease.since + LEASE_TOTAL_MAX);
+            lease.expires_at = lease.expires_at.max(wished);
             run.deadlines.insert((lease.expires_at, offset.0));
             return Ok(None);
         }

@@ -23,6 +23,8 @@ use crate::{
 
 /// Pause between looks for leases that need extending, as a share of the lease.
 const EXTEND_LOOK_SHARE: u32 = 6;
+/// No address has shorter leases: what comes with less is what is left of one.
+const LEASE_MIN: Duration = Duration::from_millis(100);
 /// First pause before a refused subscription is tried again.
 const RESUBSCRIBE_PAUSE: Duration = Duration::from_millis(50);
 /// Ticket of settlements that the application did not ask for.
@@ -202,6 +204,8 @@ pub struct Consumer {
     resolutions: Vec<SettleResolution>,
     refusal: Option<Refusal>,
     closing: bool,
+    /// The longest lease that came with a message. One that waited for room on its way comes with what is left of its own,
+    /// perhaps nothing: extended by that, others would end.
     lease: Duration,
     next_look: Instant,
     retry_at: Instant,
@@ -222,7 +226,8 @@ enum Asked {
 struct AskedItem {
     id: DeliveryId,
     attempt: Attempt,
-    extension: bool,
+    /// By how much its lease is to last longer from now; `None`: a settlement.
+    extension: Option<Duration>,
 }
 
 impl Consumer {
@@ -246,7 +251,7 @@ impl Consumer {
             resolutions: Vec::new(),
             refusal: None,
             closing: false,
-            lease: crate::limits::LEASE,
+            lease: LEASE_MIN,
             next_look: Instant(0),
             retry_at: Instant(0),
         }
@@ -427,7 +432,7 @@ impl Consumer {
     }
 
     fn look_for_extensions(&mut self, now: Instant) {
-        if now < self.next_look || !self.config.extend {
+        if now < self.next_look || !self.config.extend || self.held.is_empty() {
             return;
         }
         self.next_look = now + self.lease / EXTEND_LOOK_SHARE;
@@ -453,7 +458,7 @@ impl Consumer {
                     continue;
                 };
                 *under_way = true;
-                which.push(AskedItem { id, attempt: message.attempt, extension: false });
+                which.push(AskedItem { id, attempt: message.attempt, extension: None });
                 items.push(SettleItem {
                     shard: id.shard,
                     offset: id.offset,
@@ -470,7 +475,7 @@ impl Consumer {
                 if matches!(message.stage, Stage::Settling { .. }) {
                     continue;
                 }
-                which.push(AskedItem { id, attempt: message.attempt, extension: true });
+                which.push(AskedItem { id, attempt: message.attempt, extension: Some(self.lease) });
                 items.push(SettleItem {
                     shard: id.shard,
                     offset: id.offset,
@@ -518,9 +523,9 @@ impl Consumer {
             let id = DeliveryId { shard: item.shard, offset: item.offset };
             let bytes = item.sealed.len() as u64;
             let expires_at = now + item.lease;
-            self.lease = item.lease;
+            self.lease = self.lease.max(item.lease);
             // The pause so far may be the share of a longer lease.
-            self.next_look = self.next_look.min(now + self.lease / EXTEND_LOOK_SHARE);
+            self.next_look = self.next_look.min(now + item.lease / EXTEND_LOOK_SHARE);
             if let Some(message) = self.held.get_mut(&id) {
                 // The same message under a newer lease: we hold it already, so only the lease is new.
                 message.attempt = item.attempt;
@@ -628,9 +633,9 @@ impl Consumer {
                 continue;
             }
             let lost = outcome == Outcome::Failed && code == Code::LeaseLost.number();
-            if asked.extension {
+            if let Some(duration) = asked.extension {
                 if outcome == Outcome::Ok {
-                    message.expires_at = now + self.lease;
+                    message.expires_at = message.expires_at.max(now + duration);
                 } else if lost {
                     self.lose(id);
                 }

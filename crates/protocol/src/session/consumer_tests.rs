@@ -665,6 +665,21 @@ fn leases_that_are_short_from_the_first_message_on_are_extended_in_time() {
     assert!(rig.now.since(start) < short);
 }
 
+/// A message that had waited for room on its way came with nothing left of its lease; others were extended by nothing.
+#[test]
+fn what_is_left_of_one_lease_is_not_what_others_are_extended_by() {
+    let mut rig = Rig::extending();
+    let extend = SettleAction::Extend { duration: LEASE };
+    rig.step(Input::Deliver(&[(1, 1)]));
+    rig.step(Input::Wait(LEASE / 2 - millis(1)));
+    let out = rig.step(Input::DeliverAs { term: 5, lease: Duration::ZERO, items: &[(2, 1)] });
+    assert_settles(&out, &[(2, 5, 1, extend)]);
+    rig.step(Input::Fates(request(&out), &[(1, Done, None)]));
+    let before = rig.now;
+    assert_settles(&rig.wake(), &[(1, 5, 1, extend)]);
+    assert_eq!(rig.now.since(before), LEASE / 6, "it looked again and again");
+}
+
 #[test]
 fn an_extension_that_was_refused_loses_the_message_and_one_that_failed_is_asked_again() {
     let mut rig = Rig::extending();
