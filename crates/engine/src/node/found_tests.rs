@@ -167,6 +167,20 @@ fn an_extension_ends_no_lease_early() {
     assert_eq!(fates(world.ask(connection, &settle(1, &[&items[0]], SettleAction::Ack))), settled_ok(1));
 }
 
+/// All that came in one turn went into one entry, which no segment of a small log could hold.
+#[test]
+fn an_entry_is_no_longer_than_a_segment() {
+    let (mut world, connection, sender) = world_with(Order::Total);
+    let shard = sender.shard("a", None, false);
+    let mut bytes = BytesMut::new();
+    for sequence in 2..20 {
+        let message = sender.seal(shard, "a", None, sequence, SEGMENT as usize / 8);
+        sender.frame(shard, 1, message).encode(900 + sequence, &mut bytes);
+    }
+    world.deliver_bytes(connection, &mut bytes);
+    assert_eq!(depth(&world), 19);
+}
+
 /// Messages that were on their way when a connection broke stayed leased for 30 s to somebody who had never seen them.
 #[test]
 fn what_a_returning_consumer_does_not_hold_never_reached_it() {

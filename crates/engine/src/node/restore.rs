@@ -7,7 +7,10 @@ use swarmmq_protocol::id::ShardId;
 use super::{Config, Node, Now, bug::Bug};
 use crate::{
     log::{RecordRef, Verdict, Writer},
-    shard::restore::{ReadLog, Replica, Restore as ShardRestore, RestoreError as ShardError},
+    shard::{
+        ENTRY_BYTES_MAX,
+        restore::{ReadLog, Replica, Restore as ShardRestore, RestoreError as ShardError},
+    },
 };
 
 /// Why a node cannot start from its log. Nothing changed on disk.
@@ -115,6 +118,7 @@ impl Restore {
                 is_founder: self.config.founder,
                 seed: self.config.seed ^ u64::from(id.0),
                 horizon_ahead: self.config.horizon_ahead,
+                entry_bytes_max: ENTRY_BYTES_MAX.min(writer.body_bytes_max()),
                 bugs: self.config.bugs,
             };
             shards.push(restore.finish(id, &replica, read)?);

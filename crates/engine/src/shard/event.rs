@@ -552,23 +552,25 @@ pub struct EntryWriter {
 }
 
 impl EntryWriter {
-    /// Adds an event.
-    pub fn push(&mut self, event: &Event) {
-        if self.bytes.is_empty() {
-            self.bytes.resize(ENTRY_HEADER_BYTES, 0);
-        }
+    /// Adds an event. Where the entry would be longer than `bytes_max` the event begins another one, and what was there
+    /// before is returned.
+    pub fn push(&mut self, event: &Event, bytes_max: usize) -> Option<Self> {
+        let (before, count) = (self.bytes.len(), self.count);
+        self.bytes.resize(before.max(ENTRY_HEADER_BYTES), 0);
         event.put(&mut self.bytes);
         self.count += 1;
+        if count == 0 || self.bytes.len() <= bytes_max {
+            return None;
+        }
+        let mut next = Self { bytes: vec![0; ENTRY_HEADER_BYTES], count: 1 };
+        next.bytes.extend(self.bytes.drain(before..));
+        self.count = count;
+        Some(std::mem::replace(self, next))
     }
 
     /// Events so far.
     pub fn count(&self) -> u16 {
         self.count
-    }
-
-    /// Bytes so far.
-    pub fn len(&self) -> usize {
-        self.bytes.len()
     }
 
     /// Whether nothing was pushed.
@@ -758,7 +760,7 @@ mod tests {
     fn every_event_reads_back_as_it_was_written() {
         let mut writer = EntryWriter::default();
         let events = every_event();
-        events.iter().for_each(|event| writer.push(event));
+        assert!(events.iter().all(|event| writer.push(event, usize::MAX).is_none()));
         let data = Bytes::from(writer.finish(WallTime(123)));
         assert_eq!(Entry::read(&data), Ok(Entry { time: WallTime(123), events }));
     }
@@ -766,8 +768,8 @@ mod tests {
     #[test]
     fn messages_are_found_at_their_place_in_the_entry() {
         let mut writer = EntryWriter::default();
-        writer.push(&Event::Ticked);
-        writer.push(&Event::Published { messages: Bytes::from_static(b"sealed"), at: 0 });
+        writer.push(&Event::Ticked, 100);
+        writer.push(&Event::Published { messages: Bytes::from_static(b"sealed"), at: 0 }, 100);
         let data = Bytes::from(writer.finish(WallTime(1)));
         let entry = Entry::read(&data).unwrap();
         let Event::Published { messages, at } = &entry.events[1] else { panic!("a publish was written") };
@@ -778,7 +780,7 @@ mod tests {
     #[test]
     fn an_entry_cut_anywhere_is_malformed() {
         let mut writer = EntryWriter::default();
-        every_event().iter().for_each(|event| writer.push(event));
+        assert!(every_event().iter().all(|event| writer.push(event, usize::MAX).is_none()));
         let data = Bytes::from(writer.finish(WallTime(123)));
         for length in 0..data.len() {
             assert_eq!(Entry::read(&data.slice(..length)), Err(Malformed), "{length} bytes");

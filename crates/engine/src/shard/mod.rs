@@ -61,8 +61,8 @@ pub const RECORD_MEMBERSHIP: u8 = 5;
 /// Log record: part of a state taken over from another replica; what was in the log before is void.
 pub const RECORD_INSTALLED: u8 = 6;
 
-/// An entry is closed when it is this long.
-const ENTRY_BYTES: usize = 1 << 20;
+/// Bytes of one entry, unless one event alone is longer, or a segment of the log holds less.
+pub const ENTRY_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a snapshot in one record.
 const SNAPSHOT_PART_BYTES: usize = 4 << 20;
 /// Bytes before the state in each of these records: which part of how many, hard state.
@@ -153,6 +153,7 @@ pub struct Shard {
     delivery: Delivery,
     cache: Cache,
     building: Building,
+    entry_bytes_max: usize,
     /// Entries closed and not yet proposed.
     closed: VecDeque<(EntryWriter, Vec<Option<Ticket>>)>,
     /// Who waits for which index; every event of the entry in order.
@@ -284,9 +285,11 @@ impl Shard {
     }
 
     fn push(&mut self, event: &Event, ticket: Option<Ticket>) {
-        self.building.entry.push(event);
+        if let Some(full) = self.building.entry.push(event, self.entry_bytes_max) {
+            self.closed.push_back((full, std::mem::take(&mut self.building.tickets)));
+        }
         self.building.tickets.push(ticket);
-        if self.building.entry.len() >= ENTRY_BYTES || self.building.entry.count() == u16::MAX {
+        if self.building.entry.count() == u16::MAX {
             let full = std::mem::take(&mut self.building);
             self.closed.push_back((full.entry, full.tickets));
         }

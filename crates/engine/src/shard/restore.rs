@@ -55,6 +55,8 @@ pub struct Replica {
     pub seed: u64,
     /// How far ahead of deliveries the horizon is logged, in messages.
     pub horizon_ahead: u64,
+    /// Bytes that one entry in its log may have.
+    pub entry_bytes_max: usize,
     /// Planted mistakes.
     pub bugs: Bugs,
 }
@@ -162,7 +164,7 @@ impl Restore {
         replica: &Replica,
         read: &mut ReadLog<'_>,
     ) -> Result<Shard, RestoreError> {
-        let Replica { id: replica, is_founder, seed, horizon_ahead, bugs } = *replica;
+        let Replica { id: replica, is_founder, seed, horizon_ahead, entry_bytes_max, bugs } = *replica;
         let fail = |what: String| RestoreError { shard: id, what };
         let (mut state, index, term) = match &self.snapshot {
             None if is_founder => (State::founded(replica, bugs), FOUNDING_INDEX, FOUNDING_INDEX),
@@ -225,6 +227,7 @@ impl Restore {
             delivery: Delivery::new(horizon_ahead, bugs),
             cache,
             building: Building::default(),
+            entry_bytes_max,
             closed: VecDeque::new(),
             waiting: VecDeque::new(),
             places,
