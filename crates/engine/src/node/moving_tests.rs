@@ -1,5 +1,7 @@
 //! Groups that change: nodes emptied and removed, and what is left of a group when some of them are lost.
 
+use swarmmq_protocol::consensus::{Message, MessageKind};
+
 use super::*;
 
 #[test]
@@ -58,6 +60,33 @@ fn a_replica_that_left_forgets_nothing_before_most_others_have_stored_that_it_le
         !known.is_empty() && known.iter().all(|voter| node_of(*voter) != leaver)
     };
     assert!(voters.iter().filter(knows).count() * 2 > voters.len(), "who restarts now counts on its vote");
+}
+
+/// A replica that had left was asked to follow again and confirmed the first of the entries it lacked. Then it heard, late,
+/// that it had left, and forgot what its leader counted on from now on.
+#[test]
+fn what_was_said_before_a_replica_followed_again_does_not_make_it_forget() {
+    let mut cluster = healthy(3);
+    let index = 0;
+    let leader = cluster.leader(ShardId(0));
+    let voters = cluster.node(leader).shards[index].conf().voters.clone();
+    let (from, to) = (cluster.hosts[&leader].config.replica(), *voters.last().unwrap());
+    let to = if to == from { voters[0] } else { to };
+    let others: Vec<u64> = voters.iter().copied().filter(|voter| *voter != to).collect();
+    let (follower, now) = (node_of(to), cluster.now);
+    let has = cluster.node(follower).shards[index].state().applied;
+    let term = cluster.node(follower).shards[index].term().0;
+    let append =
+        Message { kind: MessageKind::Append, from, to, term, commit: has + 20, ..Message::default() };
+    let tell = |cluster: &mut Cluster, applied| {
+        cluster.node(follower).shards[index].told_of_group(&others, &[], applied, true);
+        cluster.node(follower).dirty[index] = true;
+        cluster.run();
+        cluster.node(follower).shards[index].conf().is_empty()
+    };
+    cluster.node(follower).shards[index].step(now, append);
+    assert!(!tell(&mut cluster, has + 10), "it was said before");
+    assert!(tell(&mut cluster, has + 20));
 }
 
 /// The leader of three took the vote of one that was here and kept the vote of one that was lost: two, who could not commit.

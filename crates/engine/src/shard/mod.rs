@@ -175,6 +175,8 @@ pub struct Shard {
     stalled_since: Option<(Instant, u64)>,
     /// The group goes on without this replica.
     leaving: bool,
+    /// What was committed when this replica was last sent entries or told of a state.
+    fed_as_of: u64,
     /// An entry that was proposed when the latest change of the group was applied, in this reign; and whether one is due.
     group_marked_at: Option<u64>,
     group_unmarked: bool,
@@ -567,8 +569,6 @@ impl Shard {
                 body[16..].copy_from_slice(&hard.commit.to_be_bytes());
                 log.append(RECORD_HARD, self.id.0, 0, hard.term, &[&body]);
             }
-            // Who is sent entries belongs to the group, whatever was said before.
-            self.leaving &= round.entries.is_empty();
             for entry in round.entries {
                 let kind = match entry.kind {
                     EntryKind::Normal => RECORD_ENTRY,

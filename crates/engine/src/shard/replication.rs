@@ -77,7 +77,10 @@ impl Shard {
     ///   replica in it, and need its vote.
     pub fn told_of_group(&mut self, voters: &[u64], learners: &[u64], applied: u64, is_settled: bool) {
         let belongs = voters.contains(&self.replica) || learners.contains(&self.replica);
-        let is_news = applied > self.consensus.last_index() && self.intake.is_none();
+        // Appends and announcements overtake each other. Whoever is sent entries belonged to the group then, also before it has
+        // the entry that says so, and has perhaps confirmed some: only a later state can say otherwise.
+        let is_later = applied >= self.fed_as_of;
+        let is_news = applied > self.consensus.last_index() && is_later && self.intake.is_none();
         self.leaving = is_settled && !belongs && !self.state.conf.is_empty() && is_news;
     }
 
@@ -88,6 +91,7 @@ impl Shard {
             return;
         }
         self.leaving = false;
+        self.fed_as_of = 0;
         self.end_reign(Code::NotLeader, work);
         let hard = Hard { commit: 0, ..self.consensus.hard() };
         let restored = Restored { hard, ..Restored::default() };
@@ -200,6 +204,12 @@ impl Shard {
         let asks = matches!(message.kind, MessageKind::RequestVote | MessageKind::RequestPreVote);
         if asks && self.state.conf.is_empty() {
             return;
+        }
+        let feeds = matches!(message.kind, MessageKind::Append | MessageKind::Snapshot);
+        if feeds && message.term >= self.consensus.term().0 {
+            let as_of = message.snapshot.as_ref().map_or(message.commit, |mark| mark.index);
+            self.fed_as_of = self.fed_as_of.max(as_of);
+            self.leaving = false;
         }
         let lags = message.snapshot.as_ref().is_some_and(|mark| mark.index > self.consensus.committed());
         if message.kind != MessageKind::Snapshot || !lags {

@@ -237,6 +237,7 @@ impl Restore {
             reign: None,
             intake: None,
             leaving: false,
+            fed_as_of: 0,
             seed,
             campaign_at: None,
             stalled_since: None,
