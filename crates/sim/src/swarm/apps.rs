@@ -218,12 +218,19 @@ impl Swarm {
         if group.dead { address.dead_letter().expect("a short name") } else { address.clone() }
     }
 
-    /// Whether what arrives now from `shard` may have been given to others since: while it travelled, or waited on the
-    /// way for room.
+    /// Whether what arrives now from `shard` may have been given to others since: while it travelled, waited on the way for
+    /// room, or both. What it had travelled before it waited, its node could not know: it is told less than it took.
     fn is_late(&self, group: usize, shard: ShardId, origin: Origin) -> bool {
         let next = self.history.next_reign(shard, origin.term);
         let reclaimed = next.is_some_and(|next| self.at - next.at >= RECLAIM_WINDOW.as_nanos() as u64);
-        reclaimed || self.at - self.sent_at >= self.lease_of(group).min(origin.lease.as_nanos() as u64)
+        let (lease, left) = (self.lease_of(group), origin.lease.as_nanos() as u64);
+        let (host, handed_at) = self.handed;
+        let came_at = handed_at.saturating_sub(lease.saturating_sub(left));
+        // Leases are told in whole milliseconds.
+        let same = |(at, _): &&(u64, u64)| (*at..=at + MILLISECOND).contains(&came_at);
+        let slow = self.hosts[host].slow_turns.iter().filter(same).map(|(_, sent_at)| *sent_at).min();
+        let travelled = slow.is_some_and(|sent_at| self.at - sent_at >= lease);
+        reclaimed || travelled || self.at - self.sent_at >= lease.min(left)
     }
 
     fn lease_of(&self, group: usize) -> u64 {

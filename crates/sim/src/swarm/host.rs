@@ -3,7 +3,7 @@
 //! Absent here: how its process dies and comes back (`life`), what connects it with clients (`network`) and with other
 //! nodes (`links`), and whether what it does is right (`watch`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use swarmmq_engine::node::{Addresses, Config, ConnectionId, Effects, Input, Node, Now};
@@ -26,6 +26,9 @@ use crate::{
 
 /// Free bytes below which a node refuses publishes.
 pub(super) const RESERVE_BYTES: u64 = 1 << 20;
+
+/// Virtual time for which turns with late deliveries are remembered: longer than any lease.
+const SLOW_TURN_KEPT: u64 = 60 * SECOND;
 
 /// Something that waits for a node's next turn.
 #[derive(Debug)]
@@ -87,6 +90,8 @@ pub(super) struct Host {
     pub(super) rng: Rng,
     pub(super) inbox: Vec<Arrival>,
     pub(super) turn_at: Option<u64>,
+    /// Turns in which deliveries came that had travelled for long, and when these were sent.
+    pub(super) slow_turns: VecDeque<(u64, u64)>,
 }
 
 impl Host {
@@ -137,6 +142,7 @@ impl Host {
             rng: Rng::new(plan.seed ^ (index as u64) << 32, Stream::Disk),
             inbox: Vec::new(),
             turn_at: None,
+            slow_turns: VecDeque::new(),
         }
     }
 
@@ -202,6 +208,11 @@ impl Swarm {
                 since = since.min(*sent_at);
             }
             self.hand_in(&mut node, now, arrival);
+        }
+        if since + MILLISECOND < self.at {
+            let turns = &mut self.hosts[host].slow_turns;
+            turns.push_back((self.at, since));
+            turns.retain(|(at, _)| at + SLOW_TURN_KEPT > self.at);
         }
         let mut effects = Effects::default();
         node.flush(now, &mut effects);

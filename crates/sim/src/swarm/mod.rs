@@ -91,6 +91,7 @@ enum Event {
     ToClient {
         connection: u64,
         sent_at: u64,
+        handed_at: u64,
         bytes: BytesMut,
     },
     /// One end learns that the connection is gone.
@@ -232,6 +233,8 @@ pub struct Swarm {
     next_consumer: u64,
     /// When the bytes that a client reads now were sent.
     sent_at: u64,
+    /// Which host handed them on, and when.
+    handed: (usize, u64),
     late_groups: u64,
 }
 
@@ -271,6 +274,7 @@ impl Swarm {
             entropy,
             next_consumer: 1,
             sent_at: 0,
+            handed: (0, 0),
             late_groups: 0,
             plan,
         };
@@ -336,7 +340,9 @@ impl Swarm {
             Event::Start { host } => self.start(host),
             Event::Space { host, free } => self.space(host, free),
             Event::ToNode { connection, bytes } => self.reach_node(connection, &bytes),
-            Event::ToClient { connection, sent_at, bytes } => self.reach_client(connection, sent_at, &bytes),
+            Event::ToClient { connection, sent_at, handed_at, bytes } => {
+                self.reach_client(connection, (sent_at, handed_at), &bytes);
+            }
             Event::NodeHears { connection } => self.node_hears(connection),
             Event::ClientHears { connection } => self.client_hears(connection),
             Event::Impatient { connection } => self.impatient(connection),

@@ -139,7 +139,7 @@ impl Swarm {
         let Some(state) = self.connections.get_mut(&connection) else { return };
         state.to_client_at = state.to_client_at.max(at + state.to_client_slow.at(self.at));
         let at = state.to_client_at;
-        self.push(at, Event::ToClient { connection, sent_at, bytes });
+        self.push(at, Event::ToClient { connection, sent_at, handed_at: self.at, bytes });
     }
 
     pub(super) fn reach_node(&mut self, connection: u64, bytes: &[u8]) {
@@ -153,9 +153,10 @@ impl Swarm {
         self.arrive(host, Arrival::Bytes { connection });
     }
 
-    pub(super) fn reach_client(&mut self, connection: u64, sent_at: u64, bytes: &[u8]) {
+    /// `times` are when whoever leads sent what comes, and when the client's node did.
+    pub(super) fn reach_client(&mut self, connection: u64, times: (u64, u64), bytes: &[u8]) {
         let Some(state) = self.connections.get(&connection) else { return };
-        let (client, life) = (state.client, state.life);
+        let (client, life, host) = (state.client, state.life, state.host);
         if state.to_client_lost || self.clients[client].life != life {
             return;
         }
@@ -164,7 +165,8 @@ impl Swarm {
         }
         self.note("client receives", client as u64, connection, bytes.len() as u64);
         let now = crate::clock::instant(self.at);
-        self.sent_at = sent_at;
+        self.sent_at = times.0;
+        self.handed = (host, times.1);
         let broken = self.clients[client].receive(now, bytes).is_err();
         self.listen(client);
         if broken {
