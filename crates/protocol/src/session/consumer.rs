@@ -228,6 +228,9 @@ struct AskedItem {
     attempt: Attempt,
     /// By how much its lease is to last longer from now; `None`: a settlement.
     extension: Option<Duration>,
+    /// The message was to be given back and came again before the answer, which is only told: the ticket, and whether an
+    /// earlier copy has no certain answer.
+    overtaken: Option<(u64, bool)>,
 }
 
 impl Consumer {
@@ -295,7 +298,11 @@ impl Consumer {
             return;
         }
         self.link = Link::Detached;
-        self.asked.clear();
+        for asked in std::mem::take(&mut self.asked).into_values() {
+            let Asked::Settle(which) = asked else { continue };
+            let overtaken = which.into_iter().filter_map(|item| item.overtaken);
+            overtaken.for_each(|(ticket, _)| self.resolve(ticket, SettleResult::Unknown));
+        }
         self.extensions.clear();
         for message in self.held.values_mut() {
             message.stage.give_up_copy();
@@ -458,7 +465,7 @@ impl Consumer {
                     continue;
                 };
                 *under_way = true;
-                which.push(AskedItem { id, attempt: message.attempt, extension: None });
+                which.push(AskedItem { id, attempt: message.attempt, extension: None, overtaken: None });
                 items.push(SettleItem {
                     shard: id.shard,
                     offset: id.offset,
@@ -475,7 +482,12 @@ impl Consumer {
                 if matches!(message.stage, Stage::Settling { .. }) {
                     continue;
                 }
-                which.push(AskedItem { id, attempt: message.attempt, extension: Some(self.lease) });
+                which.push(AskedItem {
+                    id,
+                    attempt: message.attempt,
+                    extension: Some(self.lease),
+                    overtaken: None,
+                });
                 items.push(SettleItem {
                     shard: id.shard,
                     offset: id.offset,
@@ -526,15 +538,19 @@ impl Consumer {
             self.lease = self.lease.max(item.lease);
             // The pause so far may be the share of a longer lease.
             self.next_look = self.next_look.min(now + item.lease / EXTEND_LOOK_SHARE);
-            if let Some(message) = self.held.get_mut(&id) {
+            let is_held = self.held.contains_key(&id);
+            if is_held {
+                self.owe(bytes);
+            }
+            if is_held && !self.came_back(id, item.attempt) {
                 // The same message under a newer lease: we hold it already, so only the lease is new.
+                let message = self.held.get_mut(&id).expect("looked at above");
                 message.attempt = item.attempt;
                 message.term = item.term;
                 message.expires_at = expires_at;
                 if message.stage.give_up_copy() {
                     self.queue.push_back(id);
                 }
-                self.owe(bytes);
                 continue;
             }
             let mut stage = Stage::Buffered;
@@ -561,6 +577,33 @@ impl Consumer {
                 },
             );
         }
+    }
+
+    /// Whether a held message, which comes as `attempt` now, was being given back: then it has done so, or its lease had run
+    /// out before. Given back once more under its new lease it would come and go without end, as long as deliveries overtake
+    /// answers; its application is to have it again.
+    fn came_back(&mut self, id: DeliveryId, attempt: Attempt) -> bool {
+        let Some(message) = self.held.get(&id).filter(|message| message.attempt < attempt) else {
+            return false;
+        };
+        let Stage::Settling { ticket, action, under_way: true, unsure, .. } = message.stage else {
+            return false;
+        };
+        if !matches!(action, SettleAction::Nack { .. } | SettleAction::Release) {
+            return false;
+        }
+        let asked = |item: &&mut AskedItem| {
+            item.id == id && item.attempt == message.attempt && item.extension.is_none()
+        };
+        let mut items = self.asked.values_mut().filter_map(|asked| match asked {
+            Asked::Settle(which) => Some(which),
+            _ => None,
+        });
+        match items.find_map(|which| which.iter_mut().find(asked)) {
+            Some(item) => item.overtaken = Some((ticket, unsure)),
+            None => self.resolve(ticket, SettleResult::Unknown),
+        }
+        true
     }
 
     /// Takes the answer to a subscription.
@@ -628,6 +671,15 @@ impl Consumer {
     fn conclude(&mut self, now: Instant, fates: impl Iterator<Item = (AskedItem, (Outcome, u16))>) {
         for (asked, (outcome, code)) in fates {
             let id = asked.id;
+            if let Some((ticket, unsure)) = asked.overtaken {
+                let result = match outcome {
+                    Outcome::Ok => SettleResult::Done,
+                    Outcome::Failed if !unsure => SettleResult::LeaseLost,
+                    _ => SettleResult::Unknown,
+                };
+                self.resolve(ticket, result);
+                continue;
+            }
             let Some(message) = self.held.get_mut(&id) else { continue };
             if message.attempt != asked.attempt {
                 continue;

@@ -579,6 +579,27 @@ fn a_settlement_under_way_is_sent_again_when_the_message_comes_under_a_newer_lea
     assert_eq!(told, [Out::Told(70, SettleResult::Done)]);
 }
 
+/// An application gave a message back. It came again before the answer, was given back again, and so on hundreds of times.
+#[test]
+fn what_was_given_back_and_comes_again_before_the_answer_is_handed_out_again() {
+    for action in [Release, SettleAction::Nack { delay: Some(Duration::ZERO) }] {
+        for (end, told) in
+            [((1, Done, None), SettleResult::Done), ((1, Failed, LOST), SettleResult::LeaseLost)]
+        {
+            let mut rig = Rig::holding(&[1]);
+            let old = rig.step(Input::Settle(1, action, 70));
+            assert_eq!(rig.step(Input::Deliver(&[(1, 2)])), []);
+            assert_eq!(rig.step(Input::Take), [Out::Handed(1, 2)]);
+            assert_eq!(rig.step(Input::Fates(request(&old), &[end])), [Out::Told(70, told)]);
+            assert_settles(&rig.step(Input::Settle(1, Ack, 71)), &[(1, 5, 2, Ack)]);
+        }
+        let mut rig = Rig::holding(&[1]);
+        rig.step(Input::Settle(1, action, 70));
+        rig.step(Input::Deliver(&[(1, 2)]));
+        assert_eq!(rig.step(Input::Disconnect), [Out::Told(70, SettleResult::Unknown)]);
+    }
+}
+
 #[test]
 fn leases_are_extended_while_messages_are_held_and_not_when_they_are_being_settled() {
     let mut rig = Rig::extending();
