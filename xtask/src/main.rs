@@ -27,6 +27,7 @@ commands:
   fix         formats, and applies the lints' own suggestions
   tidy        reads the tree: arrows, purity, sizes, map, links, decisions, wire numbers, words
   sim ARGS    runs the simulator in a release build, e.g. `cargo x sim --seeds 200`
+  masks       every set of links of five simulated nodes: who must be served is, and nobody else
   chaos ARGS  kills, stops and damages real nodes of a release build under load; `--long` for more of it
   bars ARGS   measures a release build on this machine against its bars; minutes, by hand
 ";
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         ["fix"] => step::run_all(step::FIX),
         ["tidy"] => step::tidy(),
         ["sim", rest @ ..] => step::simulate(rest),
+        ["masks", rest @ ..] => step::masks(rest),
         ["chaos", "--help" | "-h"] => {
             print!("{}", chaos::USAGE);
             ExitCode::SUCCESS

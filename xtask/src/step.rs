@@ -19,7 +19,8 @@ pub(crate) const CHECK: &[Step] = &[
     Step("cargo build --release"),
     Step("cargo test --workspace"),
     Step("cargo x tidy"),
-    Step("cargo x sim --seeds 200"),
+    Step("cargo x sim --seeds 200 --seed 10"),
+    Step("cargo x masks"),
 ];
 
 /// What a machine can repair. Formatting comes last, because the lints' suggestions are not formatted.
@@ -49,6 +50,7 @@ fn run(step: Step) -> ExitCode {
     match words.as_slice() {
         ["cargo", "x", "tidy"] => tidy(),
         ["cargo", "x", "sim", rest @ ..] => simulate(rest),
+        ["cargo", "x", "masks", rest @ ..] => masks(rest),
         ["cargo", rest @ ..] => cargo(rest),
         _ => unreachable!("every step is a cargo command: {step:?}"),
     }
@@ -76,6 +78,13 @@ pub(crate) fn simulate(arguments: &[&str]) -> ExitCode {
     let mut words = vec!["run", "--release", "--quiet", "-p", "swarmmq-sim", "--"];
     words.extend(arguments);
     cargo(&words)
+}
+
+/// Cuts every set of links out of a simulated cluster of five, and ends as that ends.
+pub(crate) fn masks(arguments: &[&str]) -> ExitCode {
+    let mut words = vec!["--masks"];
+    words.extend(arguments);
+    simulate(&words)
 }
 
 /// Runs cargo in the project's root, and ends as it ends.

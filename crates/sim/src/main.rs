@@ -12,12 +12,13 @@ use std::{
 use swarmmq_engine::node::bug::{self, Bug, Bugs};
 use swarmmq_sim::{
     plan::{Fault, Plan},
-    run::{HUNT_SEEDS_MAX, Outcome, hunt, run},
+    run::{HUNT_SEEDS_MAX, MASKS, Outcome, hunt, run, run_mask},
     scenario,
 };
 
 const USAGE: &str = "\
 usage: sim [--seeds N] [--seed S] [--jobs J] [--bug NAME] [--standard] [--trace]
+       sim --masks [--mask M] [--settled] [--jobs J]
 
   --seeds N    run N seeds (default 100; 1 if --seed is given alone), every scenario, and hunt every planted bug
   --seed S     the first seed (default 1); alone: run exactly this one
@@ -25,6 +26,9 @@ usage: sim [--seeds N] [--seed S] [--jobs J] [--bug NAME] [--standard] [--trace]
   --bug NAME   plant this bug in every seed; the run then should fail
   --standard   only the standard mix, for comparable speeds: 5 nodes, 16 shards, 50 messages a second, faults on
   --trace      print every step; for a single seed
+  --masks      every set of links of five nodes: who must be served then is, and nobody else
+  --settled    leave leaders time to settle before the cut, and count whose leader changed
+  --mask M     only this one: bit by bit which pairs keep their link, 1-2, 1-3, .. 4-5
 ";
 
 /// What the command line asks for.
@@ -36,6 +40,9 @@ struct Options {
     bug: Option<Bug>,
     standard: bool,
     trace: bool,
+    masks: bool,
+    settled: bool,
+    mask: Option<u64>,
 }
 
 fn main() -> ExitCode {
@@ -51,6 +58,9 @@ fn main() -> ExitCode {
         std::panic::set_hook(Box::new(|_| {}));
     }
     let began = Instant::now();
+    if options.masks {
+        return masks(&options);
+    }
     let mut score = Score::default();
     seeds(&options, &mut score);
     if !options.single && options.bug.is_none() && !options.standard {
@@ -64,6 +74,7 @@ fn main() -> ExitCode {
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
     let (mut seed, mut seeds, mut bug, mut standard, mut trace) = (None, None, None, false, false);
+    let (mut masks, mut mask, mut settled) = (false, None, false);
     let mut jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     while let Some(argument) = arguments.next() {
         let mut number = || -> Result<u64, String> {
@@ -82,6 +93,9 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
             }
             "--standard" => standard = true,
             "--trace" => trace = true,
+            "--masks" => masks = true,
+            "--settled" => settled = true,
+            "--mask" => (masks, mask) = (true, Some(number()?)),
             other => return Err(format!("unknown argument {other:?}")),
         }
     }
@@ -90,7 +104,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
         return Err("--trace goes with --seed S alone".to_owned());
     }
     let count = seeds.unwrap_or(if single { 1 } else { 100 });
-    Ok(Options { first: seed.unwrap_or(1), count, single, jobs, bug, standard, trace })
+    Ok(Options { first: seed.unwrap_or(1), count, single, jobs, bug, standard, trace, masks, settled, mask })
 }
 
 /// What all runs add up to.
@@ -211,6 +225,49 @@ fn seeds(options: &Options, score: &mut Score) {
             report(&format!("seed {}", outcome.seed), outcome, options.trace);
         }
     }
+}
+
+/// Every mask, or one. What must hold is safety rule 23; what is measured beside it, how long whoever must be served waits.
+fn masks(options: &Options) -> ExitCode {
+    let first = options.mask.unwrap_or(0);
+    let count = if options.mask.is_some() { 1 } else { MASKS };
+    let outcomes = spread(count, options.jobs, |number| run_mask(first + number, options.settled));
+    let (mut passed, mut failed, mut messages) = (0, 0, 0);
+    let (mut waits, mut whole, mut steady) = (Vec::new(), 0, 0);
+    for outcome in &outcomes {
+        messages += outcome.sent;
+        waits.extend(&outcome.waits_ms);
+        whole += u64::from(outcome.is_whole);
+        steady += u64::from(outcome.is_whole && outcome.reigns == 0);
+        if outcome.violations.is_empty() {
+            passed += 1;
+            continue;
+        }
+        failed += 1;
+        println!("FAILED: mask {}, commit {}", outcome.mask, commit());
+        for violation in &outcome.violations {
+            println!("  {}: {}", violation.judge, violation.what);
+        }
+        println!("  again: cargo x masks --mask {}", outcome.mask);
+    }
+    waits.sort_unstable();
+    let part =
+        |permille: usize| waits.get((waits.len() * permille / 1000).min(waits.len().saturating_sub(1)));
+    println!(
+        "{messages} messages through {count} sets of links; {} pairs of client and shard served",
+        waits.len()
+    );
+    println!(
+        "served after the cut: p50 {:?} ms, p99 {:?} ms, longest {:?} ms",
+        part(500).unwrap_or(&0),
+        part(990).unwrap_or(&0),
+        waits.last().unwrap_or(&0)
+    );
+    if options.settled {
+        println!("{whole} sets leave all nodes connected; {steady} of them changed no leader");
+    }
+    println!("{passed} passed, {failed} failed");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn scenarios(score: &mut Score) {

@@ -8,12 +8,12 @@ use std::{
 use swarmmq_engine::node::bug::Bug;
 
 use crate::{
-    clock::SECOND,
+    clock::{MILLISECOND, SECOND},
     history::{Fate, Violation},
     judge,
     plan::{Fault, Plan},
     scenario,
-    swarm::Swarm,
+    swarm::{Swarm, mask::Mask},
 };
 
 /// Seeds after which a planted bug counts as not found.
@@ -58,9 +58,7 @@ pub fn run(plan: Plan, trace_everything: bool) -> Outcome {
     let mut swarm = Swarm::new(plan, trace_everything);
     // A broken invariant of the code under test is a verdict too, not the end of the simulator.
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| swarm.run())) {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words");
-        swarm.history.violation("assertion", text.to_owned());
+        swarm.history.violation("assertion", words_of(&*panic));
     }
     let history = &swarm.history;
     let stored = history.sent.values().filter(|sent| matches!(sent.fate, Fate::Stored(_))).count();
@@ -79,6 +77,54 @@ pub fn run(plan: Plan, trace_everything: bool) -> Outcome {
         trace_hash: swarm.trace.hash(),
         steps: swarm.trace.steps(),
         lines: swarm.trace.lines(),
+    }
+}
+
+fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words").to_owned()
+}
+
+/// Sets of links that five nodes can have.
+pub const MASKS: u64 = 1 << 10;
+
+/// How a cluster did with one set of links.
+#[derive(Clone, Debug)]
+pub struct MaskOutcome {
+    /// Which.
+    pub mask: u64,
+    /// Who was not served and should have been, or the other way round.
+    pub violations: Vec<Violation>,
+    /// Messages that clients tried to publish.
+    pub sent: u64,
+    /// How long those who had to be served waited after the cut, in milliseconds, one for each client and shard.
+    pub waits_ms: Vec<u64>,
+    /// All nodes are still connected, by whatever ways.
+    pub is_whole: bool,
+    /// Shards that changed their leader.
+    pub reigns: usize,
+}
+
+/// Cuts all links but those of `mask` out of a healthy cluster of five: bit 0 is the link 1-2, then 1-3, up to 4-5.
+///
+/// * `settled`: leaders get time to go where they belong first, so that changes of leaders mean something.
+pub fn run_mask(mask: u64, settled: bool) -> MaskOutcome {
+    let pairs = (0..5).flat_map(|a| (a + 1..5).map(move |b| (a, b)));
+    let cut = pairs.enumerate().filter(|(bit, _)| mask & 1 << bit == 0).map(|(_, pair)| pair).collect();
+    let mut swarm = Swarm::new(Plan::calm(mask + 1), false);
+    swarm.mask = Some(Mask::new(cut, settled));
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| swarm.run())) {
+        swarm.history.violation("assertion", words_of(&*panic));
+    }
+    let history = &swarm.history;
+    let mask_seen = swarm.mask.as_ref().expect("set above");
+    MaskOutcome {
+        mask,
+        violations: history.violations.clone(),
+        sent: history.sent.len() as u64,
+        waits_ms: mask_seen.served_after.values().map(|after| after / MILLISECOND).collect(),
+        is_whole: mask_seen.sides(5).iter().all(|side| *side == 0),
+        reigns: mask_seen.reigns,
     }
 }
 

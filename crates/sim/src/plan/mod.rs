@@ -170,6 +170,23 @@ impl Plan {
             .refaulted()
     }
 
+    /// Five machines, four shards, one address, and nothing that goes wrong: for masks.
+    pub fn calm(seed: u64) -> Self {
+        let plan = Self::new(seed, Bugs::NONE).with_hosts(5);
+        Self {
+            shards: 4,
+            settles_first: true,
+            loses_one: false,
+            addresses: plan.addresses.into_iter().filter(|planned| planned.order == Order::None).collect(),
+            producers: 0,
+            consumers: Vec::new(),
+            datagram_loss_permille: 1,
+            faults: Vec::new(),
+            quiet: Vec::new(),
+            ..plan
+        }
+    }
+
     /// The same with only the first `count` machines, there from the start.
     pub fn with_hosts(mut self, count: usize) -> Self {
         self.hosts = vec![host(ROLES_ALL); count];

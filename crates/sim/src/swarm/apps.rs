@@ -48,14 +48,14 @@ impl Swarm {
         self.join(Role::Consumer(name));
     }
 
-    fn join(&mut self, role: Role) {
+    pub(super) fn join(&mut self, role: Role) {
         let skew = self.workload.between(0, 120_000) as i64 - 60_000;
         self.clients.push(Client::new(role, Clock::skewed(skew)));
         let client = self.clients.len() - 1;
         self.after(client as u64 * MILLISECOND, Event::Dial { client, life: 1 });
     }
 
-    fn producer_process(&mut self, clock: Clock) -> ProducerProcess {
+    pub(super) fn producer_process(&mut self, clock: Clock) -> ProducerProcess {
         let addresses = self.plan.addresses.iter().map(|planned| planned.address.clone()).collect();
         let entropy = self.entropy.bytes();
         ProducerProcess::new(&self.keyring, addresses, entropy, clock.wall(self.at))
@@ -140,9 +140,10 @@ impl Swarm {
                         SendResult::Unknown(_) => Fate::Unknown,
                     };
                     self.trace.step(self.at, "told", [client as u64, id.sequence.0, u64::from(id.shard.0)]);
-                    if let Some(sent) = self.history.sent.get_mut(&id) {
-                        sent.fate = fate;
-                    }
+                    let Some(sent) = self.history.sent.get_mut(&id) else { continue };
+                    sent.fate = fate;
+                    let sent_at = sent.at;
+                    self.told_masked(client, id.shard, sent_at, fate);
                 }
             }
             Role::Consumer(consumer) => {

@@ -9,6 +9,7 @@ mod faults;
 mod host;
 mod life;
 mod links;
+pub mod mask;
 mod network;
 mod queue;
 mod watch;
@@ -29,6 +30,7 @@ use swarmmq_seal::{ClientKeyring, Opener};
 use self::{
     host::{Arrival, Host},
     links::{Link, Pair},
+    mask::Mask,
     network::Connection,
     queue::Queue,
 };
@@ -166,6 +168,8 @@ enum Event {
         packet: Packet,
     },
     Fault(Fault),
+    /// Links are cut by a mask, or what that did is judged.
+    Mask,
     Look,
 }
 
@@ -236,6 +240,8 @@ pub struct Swarm {
     /// Which host handed them on, and when.
     handed: (usize, u64),
     late_groups: u64,
+    /// Instead of the usual clients and faults.
+    pub mask: Option<Mask>,
 }
 
 impl Swarm {
@@ -276,6 +282,7 @@ impl Swarm {
             sent_at: 0,
             handed: (0, 0),
             late_groups: 0,
+            mask: None,
             plan,
         };
         for host in 0..swarm.hosts.len() {
@@ -353,6 +360,7 @@ impl Swarm {
                     self.pump(client);
                 }
             }
+            Event::Send { client, life, .. } if self.mask.is_some() => self.send_everywhere(client, life),
             Event::Send { client, life, burst } => self.send(client, life, burst),
             Event::Handled { client, life, subscription, id, given } => {
                 self.handled(client, life, subscription, id, given);
@@ -377,6 +385,7 @@ impl Swarm {
                     self.fault(fault);
                 }
             }
+            Event::Mask => self.mask_step(),
             Event::Look => self.look(),
         }
     }
@@ -387,7 +396,7 @@ impl Swarm {
             Phase::Setup => {
                 let created = matches!(&self.clients[0].role, Role::Operator(operator) if operator.is_done());
                 if created && self.clients.len() == 1 {
-                    self.open_shop();
+                    if self.mask.is_some() { self.open_masked_shop() } else { self.open_shop() }
                 } else if created
                     && self.consumers_active()
                     && (!self.plan.settles_first || self.shortage().is_none())
@@ -399,6 +408,7 @@ impl Swarm {
                     self.phase = Phase::Over;
                 }
             }
+            Phase::Chaos { .. } if self.mask.is_some() => {}
             Phase::Chaos { since } => {
                 let long = self.at - since >= CHAOS_TIME_MIN;
                 let much = self.history.sent.len() as u64 >= MESSAGES_MIN;
@@ -456,6 +466,9 @@ impl Swarm {
             if comes_at > 0 {
                 self.after(comes_at, Event::Start { host });
             }
+        }
+        if self.mask.is_some() {
+            self.begin_masked();
         }
         for (at, fault) in self.plan.faults.clone() {
             self.after(at, Event::Fault(fault));
