@@ -431,6 +431,13 @@ impl Consensus {
         if message.kind == MessageKind::TimeoutNow && self.installing.is_some() {
             return;
         }
+        // The crate may add entries to an empty append that it has not handed out, also where its view of the follower was
+        // set back in between: they begin before where the append says. Such a one counts as lost, and is sent anew.
+        if message.kind == MessageKind::Append
+            && message.entries.first().is_some_and(|first| first.index != message.index + 1)
+        {
+            return;
+        }
         // What the crate refuses comes from a replica that is no member any more.
         let _ = self.raw.step(translate::message_to_raft(message));
         self.reseed();
@@ -739,6 +746,31 @@ mod tests {
         consensus.persisted(round.number);
         consensus.step(from_leader(MessageKind::TimeoutNow));
         assert_eq!(consensus.term(), Term(3));
+    }
+
+    /// The crate took it for one entry more than there was, and panicked at a commit beyond its log.
+    #[test]
+    fn an_append_whose_entries_begin_elsewhere_counts_as_lost() {
+        let entries = vec![entry(6, 2, "a"), entry(7, 2, "b")];
+        let hard = Hard { term: 2, vote: 2, commit: 6 };
+        let conf = Conf { voters: vec![1, 2], learners: Vec::new() };
+        let restored = Restored { hard, snapshot_index: 5, snapshot_term: 1, conf, entries };
+        let mut consensus = Consensus::new(1, restored, 0, Bugs::NONE);
+        let append = |index, entries| Message {
+            kind: MessageKind::Append,
+            from: 2,
+            to: 1,
+            term: 2,
+            log_term: 2,
+            index,
+            commit: 8,
+            entries,
+            ..Message::default()
+        };
+        consensus.step(append(7, vec![entry(7, 2, "b")]));
+        assert_eq!((consensus.last_index(), consensus.committed()), (7, 6));
+        consensus.step(append(7, vec![entry(8, 2, "c")]));
+        assert_eq!((consensus.last_index(), consensus.committed()), (8, 8));
     }
 
     #[test]
