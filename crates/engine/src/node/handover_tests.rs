@@ -6,7 +6,10 @@ use super::*;
 /// dropped, and they stayed on their way back for the rest of the reign; so would horizons and settlements.
 #[test]
 fn what_is_proposed_while_a_lead_is_not_taken_over_is_not_lost() {
-    let mut cluster = healthy(3);
+    // Nobody relays: the node that does not hear of it is not to hear of it by way of another either.
+    let mut cluster = Cluster::new(0);
+    (1..=3).for_each(|node| cluster.add(node, PeerHello::INGRESS | PeerHello::STORE));
+    cluster.until("healthy", HEALTHY_WITHIN, |cluster| cluster.is_healthy());
     let mut sender = Sender::new(1);
     let shard = sender.shard("a", None, false);
     let index = shard.0 as usize;
