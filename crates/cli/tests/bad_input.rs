@@ -43,7 +43,10 @@ fn node_file(dev: &Dev, name: &str, extra: &str) -> String {
     } else {
         let free: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let port = |at: usize| free[at].local_addr().unwrap();
-        format!("[listen]\nclient = \"{}\"\nadmin = \"{}\"\npeer = \"{}\"\n", port(0), port(1), port(2))
+        let (client, admin, peer) = (port(0), port(1), port(2));
+        format!(
+            "[listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n"
+        )
     };
     let text = format!(
         "[node]\nid = 1\ndata = \"data\"\nkeyring = \"../keys/node.keyring\"\n{extra}\n{listen}[cluster]\nseeds = []\n"

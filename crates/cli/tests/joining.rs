@@ -32,7 +32,7 @@ impl<'a> Node<'a> {
         fs::create_dir_all(dev.path(name)).unwrap();
         let text = format!(
             "[node]\nid = {id}\ndata = \"data\"\nkeyring = \"{keys}\"\n\
-             [listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\n\
+             [listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n\
              [cluster]\nseeds = {seeds:?}\n"
         );
         fs::write(dev.path(name).join("node.toml"), text).unwrap();

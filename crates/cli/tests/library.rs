@@ -44,7 +44,7 @@ fn start() -> Node {
     let config = write(
         &directory.path().join("node.toml"),
         &format!(
-            "[node]\nid = 1\ndata = \"data\"\nkeyring = \"node.keyring\"\n[listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\n"
+            "[node]\nid = 1\ndata = \"data\"\nkeyring = \"node.keyring\"\n[listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n"
         ),
     );
     swarmmq_server::init(&config).unwrap();

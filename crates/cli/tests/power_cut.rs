@@ -99,7 +99,7 @@ impl Node {
         let address = |n: usize| free[n].local_addr().unwrap().to_string();
         let (client, admin, peer) = (address(0), address(1), address(2));
         let text = format!(
-            "[node]\nid = 1\ndata = {data:?}\nkeyring = \"keys/node.keyring\"\n[listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\n"
+            "[node]\nid = 1\ndata = {data:?}\nkeyring = \"keys/node.keyring\"\n[listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n"
         );
         fs::write(dev.path("node.toml"), text).unwrap();
         drop(free);

@@ -99,7 +99,7 @@ impl Swarm {
             let [client, peer, admin] = [port(at), port(at + 1), port(at + 2)];
             let text = format!(
                 "[node]\nid = {id}\ndata = {data:?}\nkeyring = \"../keys/node.keyring\"\n\
-                 [listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\n\
+                 [listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n\
                  [cluster]\nseeds = [\"{first_peer}\"]\n"
             );
             fs::write(folder.join("node.toml"), text).unwrap();
