@@ -19,7 +19,7 @@ pub(crate) const CHECK: &[Step] = &[
     Step("cargo build --release"),
     Step("cargo test --workspace"),
     Step("cargo x tidy"),
-    Step("cargo x sim --seeds 200 --seed 10"),
+    Step("cargo x sim --seeds 200"),
     Step("cargo x masks"),
 ];
 

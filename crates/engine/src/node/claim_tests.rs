@@ -118,3 +118,33 @@ fn a_claim_says_what_is_held_when_it_is_sent() {
     let (address, group) = (Address::parse("a").unwrap(), GroupName::parse("g").unwrap());
     assert_eq!(cluster.node(next).shards[index].leased(&address, &group), 0);
 }
+
+/// Two subscriptions of one consumer were at one node, the elder of a client that had left unnoticed. At a new leader it claimed a
+/// message that the younger one had been told is lost; the younger one's word that it has no such message gave it to others at
+/// once, within the time for claims.
+#[test]
+fn what_only_an_elder_subscription_claims_waits_like_what_nobody_claims() {
+    let Scene { mut cluster, leader, edge, client, item } = held_by_way_of_another();
+    let younger = cluster.connect(edge);
+    let held = Held { shard: item.shard, offset: item.offset, attempt: item.attempt };
+    let answer = cluster.ask(younger, &subscribe("a", "g", 1, 10, vec![held]));
+    assert!(matches!(&answer, Frame::Subscribed(subscribed) if subscribed.lost.is_empty()), "{answer:?}");
+    let (now, term) = (cluster.now, item.term);
+    let subscriber = cluster.node(edge).subscribers.keys().last().unwrap().0;
+    let items = vec![(item.offset, item.attempt)];
+    let expired = Letter::Expired { subscriber, shard: item.shard, term, items };
+    cluster.node(edge).letter(now, leader, expired);
+    cluster.run();
+    assert_eq!(lost(&mut cluster, younger), [held]);
+    cluster.kill(leader);
+    cluster.pass(Duration::from_secs(1));
+    cluster.leader(item.shard);
+    let other = cluster.connect(edge);
+    cluster.join(other, "a", "g", 2, 10);
+    let given = |cluster: &mut Cluster| {
+        [client, younger, other].iter().map(|client| cluster.deliveries(*client).len()).sum::<usize>()
+    };
+    assert_eq!(given(&mut cluster), 0, "within the time for claims");
+    cluster.pass(Duration::from_secs(3));
+    assert_eq!(given(&mut cluster), 1);
+}

@@ -139,6 +139,8 @@ struct Lease {
     attempt: Attempt,
     since: Instant,
     expires_at: Instant,
+    /// It was granted in an earlier reign, and claimed in this one.
+    is_claimed: bool,
     /// A settlement of this kind was proposed; the lease no longer runs out.
     settling: Option<Discriminant<Settlement>>,
 }
@@ -339,7 +341,9 @@ impl Delivery {
             } else if run.doubtful.remove(&offset.0) {
                 let expires_at = now + queue.settings.lease;
                 let (attempt, since) = (*attempt, now);
-                let lease = Lease { subscriber, route, consumer, attempt, since, expires_at, settling: None };
+                let (is_claimed, settling) = (true, None);
+                let lease =
+                    Lease { subscriber, route, consumer, attempt, since, expires_at, is_claimed, settling };
                 run.leases.insert(offset.0, lease);
                 run.deadlines.insert((expires_at, offset.0));
             }
@@ -349,21 +353,25 @@ impl Delivery {
             let mine = rank == Rank::Youngest || lease.route == route;
             lease.consumer == consumer && mine && lease.settling.is_none() && !kept.contains(*offset)
         };
-        let items: Vec<Returned> = run
-            .leases
-            .iter()
-            .filter(astray)
-            .map(|(offset, lease)| Returned {
-                offset: Offset(*offset),
+        let astray: Vec<(u64, Lease)> =
+            run.leases.iter().filter(astray).map(|(offset, lease)| (*offset, *lease)).collect();
+        let mut items = Vec::new();
+        for (offset, lease) in astray {
+            run.leases.remove(&offset);
+            run.deadlines.remove(&(lease.expires_at, offset));
+            // What one subscription claimed and a younger one does not know is as if nobody had claimed it: until the time for
+            // claims is over, who had it may still be at work on it.
+            if lease.is_claimed && now < run.reclaim_until {
+                run.doubtful.insert(offset);
+                continue;
+            }
+            run.leaving.insert(offset);
+            items.push(Returned {
+                offset: Offset(offset),
                 attempt: lease.attempt,
                 cause: Cause::Released,
                 reason: String::new(),
-            })
-            .collect();
-        for item in &items {
-            let lease = run.leases.remove(&item.offset.0).expect("listed above");
-            run.deadlines.remove(&(lease.expires_at, item.offset.0));
-            run.leaving.insert(item.offset.0);
+            });
         }
         let chunks = items.chunks(RETURNED_MAX);
         needs.events.extend(chunks.map(|items| Event::Returned {
@@ -766,7 +774,16 @@ impl Deliverer<'_> {
         let Member { consumer, route, .. } = self.members[&subscriber];
         let before = run.leases.insert(
             offset,
-            Lease { subscriber, route, consumer, attempt, since: self.now, expires_at, settling: None },
+            Lease {
+                subscriber,
+                route,
+                consumer,
+                attempt,
+                since: self.now,
+                expires_at,
+                is_claimed: false,
+                settling: None,
+            },
         );
         assert!(before.is_none(), "a message has one lease per group");
         run.deadlines.insert((expires_at, offset));
