@@ -3,8 +3,8 @@
 //! This file is the composer: it carries frames to the room that answers them, questions to shards, their answers back,
 //! and gathers what all shards want written into one batch. Which room decides what:
 //! `connection` who may talk, `publish` and `consume` the two hot paths where clients are, `ask` whom to ask, `lead` what
-//! a leader answers, `peer` other nodes, `way` how they are
-//! reached, `route` by which path, `operation` what needs several steps, `space` which segments can go.
+//! a leader answers, `peer` other nodes, `way` how they are reached, `route` by which path, `operation` what needs several steps,
+//! `space` which segments can go.
 
 mod alphabet;
 mod ask;
@@ -328,8 +328,9 @@ impl Node {
 
     /// When [`Node::flush`] has something to do without any input.
     pub fn next_wake(&self) -> Option<Instant> {
+        // Without a log it still lives, and still passes on to others.
         if self.stopped.is_some() {
-            return None;
+            return self.swarm_wake();
         }
         let watermark = (self.in_flight.is_none() && self.writer.watermark_lags())
             .then_some(self.last_write + WATERMARK_PAUSE);

@@ -140,10 +140,11 @@ impl Node {
         if self.peers.links.contains_key(&node) {
             self.peer_down(now, node, false);
         }
-        self.peers.links.insert(node, hello);
+        self.peers.links.insert(node, hello.clone());
         self.meet_members(now);
         self.swarm.link_opened(now.monotonic, node);
         self.reroute(now);
+        self.recognise(now, hello);
         self.welcome(now, node);
     }
 

@@ -103,3 +103,32 @@ fn a_conversation_that_one_end_begins_anew_is_begun_by_both() {
     assert_eq!(after.conversation.number, before.conversation.number + 1);
     cluster.until("healthy", HEALTHY_WITHIN, |cluster| cluster.is_healthy());
 }
+
+/// A process started anew while its node was reached by way of another, and linked before anybody had heard that the earlier
+/// one had ended.
+#[test]
+fn a_path_that_leads_to_another_process_begins_anew() {
+    let mut cluster = healthy(3);
+    let (one, two) = (NodeId(1), NodeId(2));
+    cluster.cut(one, two);
+    cluster.until("a detour", Duration::from_secs(1), |cluster| {
+        cluster.node(one).ways.path(two).is_some_and(|path| path.len() == 3)
+    });
+    let mut hello = cluster.node(two).hello();
+    hello.boot += 1;
+    cluster.input(one, Input::PeerUp { hello: hello.clone() });
+    assert_eq!(cluster.node(one).ways.path(two).map(<[NodeId]>::len), Some(3), "it is not left for that");
+    assert!(cluster.node(one).ways.is_with(&hello));
+}
+
+/// It could not be told from a dead one, and was left as a relay.
+#[test]
+fn a_node_without_a_log_still_gossips() {
+    let mut cluster = healthy(3);
+    let two = NodeId(2);
+    cluster.input(two, Input::DiskFailed { what: "test".to_owned() });
+    cluster.run();
+    let now = cluster.now.monotonic;
+    let wake = cluster.node(two).next_wake().expect("it has something to do");
+    assert!(wake.since(now) <= Duration::from_millis(200), "{wake:?}");
+}

@@ -140,10 +140,25 @@ impl Node {
     pub(super) fn reroute(&mut self, now: Now) {
         for (node, path) in self.swarm.reroute(now.monotonic) {
             self.part(now, node, false);
-            let (Some(path), Some(hello)) = (path, self.hello_of(node)) else { continue };
-            self.ways.open(hello, path);
-            self.greet(now, node);
+            if let (Some(path), Some(hello)) = (path, self.hello_of(node)) {
+                self.begin_anew(now, hello, path);
+            }
         }
+    }
+
+    /// Whoever says `hello` was reached before: if that was an earlier process of its node, along the same path.
+    pub(super) fn recognise(&mut self, now: Now, hello: PeerHello) {
+        let path = self.ways.path(hello.node).map(<[NodeId]>::to_vec);
+        if let Some(path) = path.filter(|_| !self.ways.is_with(&hello)) {
+            self.part(now, hello.node, false);
+            self.begin_anew(now, hello, path);
+        }
+    }
+
+    fn begin_anew(&mut self, now: Now, hello: PeerHello, path: Vec<NodeId>) {
+        let node = hello.node;
+        self.ways.open(hello, path);
+        self.greet(now, node);
     }
 
     /// What is known of a node without having talked to it: what it said over a link with it, or through others.

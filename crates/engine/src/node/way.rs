@@ -77,6 +77,12 @@ impl Ways {
         self.ways.get(&node).filter(|way| !way.path.is_empty()).map(|way| &way.hello)
     }
 
+    /// Whether packets reach the very process that says `hello`.
+    pub(super) fn is_with(&self, hello: &PeerHello) -> bool {
+        let life = life(hello.incarnation, hello.boot);
+        self.ways.get(&hello.node).is_some_and(|way| !way.path.is_empty() && way.life == life)
+    }
+
     /// The path to `node`, with both ends.
     pub(super) fn path(&self, node: NodeId) -> Option<&[NodeId]> {
         self.ways.get(&node).map(|way| way.path.as_slice()).filter(|path| !path.is_empty())
