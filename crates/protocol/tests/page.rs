@@ -200,6 +200,8 @@ fn the_page_lists_the_limits_that_are_kept() {
         ("body of a packet between nodes, bytes", limits::PACKET_BYTES_MAX as u64),
         ("links on the path of a packet", limits::HOPS_MAX as u64),
         ("voters, or learners, of a snapshot between replicas", limits::REPLICAS_MAX as u64),
+        ("a datagram between nodes, bytes", limits::DATAGRAM_BYTES_MAX as u64),
+        ("a signed statement in a datagram, bytes", limits::DATAGRAM_DOCUMENT_BYTES_MAX as u64),
     ];
     assert_eq!(listed, kept);
 }
