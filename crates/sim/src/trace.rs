@@ -44,7 +44,8 @@ impl Trace {
 
     /// Notes one step.
     pub fn step(&mut self, at: u64, what: &'static str, numbers: [u64; 3]) {
-        for number in [at, what.len() as u64, u64::from(what.as_bytes()[0])].into_iter().chain(numbers) {
+        let [a, b, c] = numbers;
+        for number in [at, what.len() as u64, u64::from(what.as_bytes()[0]), a, b, c] {
             self.hash = (self.hash ^ number).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
         }
         self.steps += 1;

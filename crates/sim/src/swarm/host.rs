@@ -82,14 +82,14 @@ pub(super) struct Host {
     pub(super) flip: Option<Flip>,
     /// Space for the log.
     pub(super) free_bytes: u64,
-    pub(super) node: Option<Node>,
+    /// Boxed: it is taken out for each turn and put back, and a node is large.
+    pub(super) node: Option<Box<Node>>,
     /// Hosts that it wants links with.
     pub(super) wanted: BTreeSet<usize>,
     /// In which reign it serves which shard, as of its latest turn, how far it has applied, and who holds the shard then.
     pub(super) serving: Vec<(Option<Term>, u64, u64)>,
     pub(super) rng: Rng,
     pub(super) inbox: Vec<Arrival>,
-    pub(super) turn_at: Option<u64>,
     /// Turns in which deliveries came that had travelled for long, and when these were sent.
     pub(super) slow_turns: VecDeque<(u64, u64)>,
 }
@@ -141,7 +141,6 @@ impl Host {
             serving: Vec::new(),
             rng: Rng::new(plan.seed ^ (index as u64) << 32, Stream::Disk),
             inbox: Vec::new(),
-            turn_at: None,
             slow_turns: VecDeque::new(),
         }
     }
@@ -171,22 +170,12 @@ impl Swarm {
     }
 
     pub(super) fn turn_by(&mut self, host: usize, at: u64) {
-        let state = &mut self.hosts[host];
-        let at = at.max(state.paused_until);
-        if state.turn_at.is_none_or(|planned| planned > at) {
-            state.turn_at = Some(at);
-            let boot = state.boot;
-            self.push(at, Event::Turn { host, boot });
-        }
+        self.queue.plan_turn(host, at.max(self.hosts[host].paused_until));
     }
 
     /// A node takes what came in, then says what is to be done.
-    pub(super) fn turn(&mut self, host: usize, boot: u64) {
+    pub(super) fn turn(&mut self, host: usize) {
         let state = &mut self.hosts[host];
-        if boot != state.boot || state.turn_at != Some(self.at) {
-            return;
-        }
-        state.turn_at = None;
         if state.paused_until > self.at {
             let until = state.paused_until;
             self.turn_by(host, until);
@@ -194,14 +183,14 @@ impl Swarm {
         }
         let Some(mut node) = state.node.take() else { return };
         let now = state.clock.now(self.at);
-        let arrivals = std::mem::take(&mut state.inbox);
+        let mut arrivals = std::mem::take(&mut state.inbox);
         self.note("turn", host as u64, arrivals.len() as u64, now.wall.0);
         if arrivals.is_empty() {
             node.handle(now, Input::Woken);
         }
         // Deliveries that are only handed on were sent earlier.
         let mut since = self.at;
-        for arrival in arrivals {
+        for arrival in arrivals.drain(..) {
             if let Arrival::Packet { since: sent_at, input: Input::Packet { packet, .. } } = &arrival
                 && packet.class == Class::Delivery
             {
@@ -218,7 +207,10 @@ impl Swarm {
         node.flush(now, &mut effects);
         self.watch(host, &node);
         let wake = node.next_wake().map(virtual_time);
-        self.hosts[host].node = Some(node);
+        let state = &mut self.hosts[host];
+        state.node = Some(node);
+        // Nothing arrives during a turn: the inbox keeps its room.
+        state.inbox = arrivals;
         let drained = effects.drained;
         self.carry_out(host, effects, since);
         if let Some(wake) = wake {

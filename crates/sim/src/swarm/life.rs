@@ -65,13 +65,13 @@ impl Swarm {
         state.node = None;
         state.serving.clear();
         state.inbox.clear();
-        state.turn_at = None;
         state.paused_until = 0;
         state.kill_at_write = false;
         state.fail_sync = false;
         let of_it = self.connections.iter().filter(|(_, connection)| connection.host == host);
         let open: Vec<u64> = of_it.map(|(number, _)| *number).collect();
         open.into_iter().for_each(|connection| self.node_leaves(connection));
+        self.queue.cancel_turn(host);
         self.links_of_the_dead(host);
     }
 
@@ -118,7 +118,7 @@ impl Swarm {
         match state.disk.restore(&state.config, now) {
             Ok((node, verdict)) => {
                 self.torn += u64::from(matches!(verdict, Verdict::Torn { .. }));
-                state.node = Some(node);
+                state.node = Some(Box::new(node));
                 let (boot, segments, free_bytes) = (state.boot, state.disk.segments(), state.free_bytes);
                 self.note("start", host as u64, boot, segments as u64);
                 self.history.boots += 1;

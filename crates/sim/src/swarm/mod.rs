@@ -62,7 +62,6 @@ enum Event {
     /// A node looks at what came in.
     Turn {
         host: usize,
-        boot: u64,
     },
     Synced {
         host: usize,
@@ -336,7 +335,7 @@ impl Swarm {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Turn { host, boot } => self.turn(host, boot),
+            Event::Turn { host } => self.turn(host),
             Event::Synced { host, boot } => self.synced(host, boot),
             Event::ReadBack { host, boot, ticket, result } => self.read_back(host, boot, ticket, result),
             Event::Kill { host, boot } => {
