@@ -329,6 +329,11 @@ fn read_mark(reader: &mut Reader) -> Result<SnapshotMark, DecodeError> {
     })
 }
 
+/// How many bytes [`encode_batch`] writes.
+pub fn batch_bytes(messages: &[(ShardId, Message)]) -> usize {
+    4 + messages.iter().map(|(_, message)| 4 + message.encoded_bytes()).sum::<usize>()
+}
+
 /// Writes messages of several shards, for one peer, as the body of one packet.
 pub fn encode_batch(messages: &[(ShardId, Message)], out: &mut BytesMut) {
     out.put_u32(messages.len() as u32);
@@ -398,6 +403,7 @@ mod tests {
     fn batch(messages: &[(ShardId, Message)]) -> Bytes {
         let mut out = BytesMut::new();
         encode_batch(messages, &mut out);
+        assert_eq!(out.len(), batch_bytes(messages));
         out.freeze()
     }
 

@@ -12,6 +12,10 @@ use super::{
     segment::{SEGMENT_HEADER_BYTES, SegmentHeader},
 };
 
+/// Room that a batch begins with; under load it grows. Most batches of a quiet node are smaller, and so little room is
+/// had from an allocator at once.
+const BATCH_BYTES: usize = 1024;
+
 #[derive(Debug)]
 struct Building {
     segment: u32,
@@ -91,7 +95,7 @@ impl Writer {
             self.building.push(Building {
                 segment: self.tail.segment,
                 offset: self.tail.offset,
-                bytes: Vec::with_capacity(4096),
+                bytes: Vec::with_capacity(BATCH_BYTES),
                 fresh: false,
             });
         }

@@ -10,7 +10,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use swarmmq_protocol::{
     admin::Order,
     codec::{DecodeError, Reader},
-    consensus::{Message, decode_batch, encode_batch},
+    consensus::{Message, batch_bytes, decode_batch, encode_batch},
     error::{Code, Outcome as Fate},
     frame::{Body, Peek, SettleAction, SettleItem},
     id::{Address, Attempt, ConsumerId, GroupName, NodeId, Offset, ShardId, Term},
@@ -463,7 +463,8 @@ fn answer(r: &mut Reader) -> Result<Answer, DecodeError> {
 impl Letter {
     /// Its bytes.
     pub(super) fn to_bytes(&self) -> Bytes {
-        let mut out = BytesMut::new();
+        let room = if let Self::Consensus(messages) = self { batch_bytes(messages) } else { 64 };
+        let mut out = BytesMut::with_capacity(1 + room);
         match self {
             Self::Consensus(messages) => {
                 out.put_u8(1);
@@ -716,8 +717,7 @@ mod tests {
     }
 
     fn letters() -> Vec<Letter> {
-        let shard = ShardId(3);
-        let address = Address::parse("a").unwrap();
+        let (shard, address) = (ShardId(3), Address::parse("a").unwrap());
         let message = Message { kind: MessageKind::Heartbeat, from: 1, to: 2, term: 3, ..Message::default() };
         let parcel = Parcel {
             offset: Offset(1),

@@ -76,6 +76,7 @@ pub(super) struct Peers {
     /// What this one said last.
     told_health: Health,
     mail: Vec<(NodeId, Class, Letter)>,
+    /// To be packed; the lists stay and keep their room, nearly every wake-up fills some.
     consensus: BTreeMap<(NodeId, Class), Vec<(ShardId, Message)>>,
     fetches: BTreeMap<u64, Fetch>,
     /// With whom links are wanted, as told last.
@@ -526,8 +527,7 @@ impl Node {
         if !self.cluster_shard().is_current() {
             return;
         }
-        let members = self.cluster_shard().state().catalog.members.clone();
-        if members.nodes.is_empty() {
+        if self.cluster_shard().state().catalog.members.nodes.is_empty() {
             return;
         }
         let mut steady = true;
@@ -536,7 +536,7 @@ impl Node {
             if !self.shards[index].is_serving() {
                 continue;
             }
-            let wish = members.wish(self.shards[index].id());
+            let wish = self.cluster_shard().state().catalog.members.wish(self.shards[index].id());
             let me = self.config.node;
             let ways = &self.ways;
             let is_up = |node: NodeId| node == me || ways.lead_to(node);
@@ -604,22 +604,13 @@ impl Node {
     /// Everything for other nodes, in packets.
     pub(super) fn pack(&mut self, out: &mut super::Effects) {
         let ways = &self.ways;
-        for ((to, class), messages) in std::mem::take(&mut self.peers.consensus) {
-            let mut batch = Vec::new();
-            let mut bytes = 0;
-            for (shard, message) in messages {
-                let more = message.encoded_bytes();
-                if bytes > 0 && bytes + more > BATCH_BYTES {
-                    let body = Letter::Consensus(std::mem::take(&mut batch)).to_bytes();
-                    out.packets.extend(ways.wrap(to, class, body));
-                    bytes = 0;
-                }
-                bytes += more;
-                batch.push((shard, message));
+        for ((to, class), messages) in &mut self.peers.consensus {
+            while !messages.is_empty() {
+                let batch = messages.drain(..fitting(messages)).collect();
+                out.packets.extend(ways.wrap(*to, *class, Letter::Consensus(batch).to_bytes()));
             }
-            out.packets.extend(ways.wrap(to, class, Letter::Consensus(batch).to_bytes()));
         }
-        for (to, class, letter) in std::mem::take(&mut self.peers.mail) {
+        for (to, class, letter) in self.peers.mail.drain(..) {
             out.packets.extend(ways.wrap(to, class, letter.to_bytes()));
         }
         let links = &self.peers.links;
@@ -634,4 +625,15 @@ impl Node {
         }
         Some(self.peers.next_announcement.min(self.peers.next_steer))
     }
+}
+
+/// How many of these messages, from the first on, go into one packet: at least one.
+fn fitting(messages: &[(ShardId, Message)]) -> usize {
+    let mut bytes = 0;
+    let fits = |(_, message): &&(ShardId, Message)| {
+        let first = bytes == 0;
+        bytes += message.encoded_bytes();
+        first || bytes <= BATCH_BYTES
+    };
+    messages.iter().take_while(fits).count()
 }

@@ -51,12 +51,15 @@ impl Space {
         let Some(oldest) = self.segments.first().copied().filter(|oldest| *oldest < active) else {
             return Cleaning::Nothing;
         };
+        if self.segments.len() <= SEGMENTS_MIN {
+            return Cleaning::Nothing;
+        }
         let total = self.segments.len() as u64 * segment_bytes;
         let messages = shards.iter().flat_map(|shard| shard.state().live_segments().values());
         let copies: u64 = messages.map(|live| live.bytes + live.messages * COPY_BYTES).sum();
         let snapshots: u64 = shards.iter().map(Shard::snapshot_bytes).sum();
         let live = copies + snapshots;
-        if self.segments.len() <= SEGMENTS_MIN || live * 2 > total {
+        if live * 2 > total {
             return Cleaning::Nothing;
         }
         let which = |test: &dyn Fn(&Shard) -> bool| -> Vec<usize> {

@@ -304,6 +304,8 @@ pub struct Consensus {
     unsaved: bool,
     /// A snapshot on its way to the disk: its round and index. The crate counts it as applied only when told.
     installing: Option<(u64, u64)>,
+    /// A term and a state of the crate, and the election timeout that follows from them.
+    seeded: ((u64, u64), usize),
     /// What a leader told this replica to have that it has not: its disk was rolled back.
     amnesia: bool,
 }
@@ -355,6 +357,7 @@ impl Consensus {
             rounds: (0, 0),
             unsaved: false,
             installing: None,
+            seeded: ((u64::MAX, 0), ELECTION_TICKS),
             amnesia: false,
         };
         consensus.reseed();
@@ -561,8 +564,8 @@ impl Consensus {
             snapshot,
             hard,
             must_sync: ready.must_sync(),
-            entries: entries.into_iter().map(translate::from_raft).collect(),
-            committed: committed.into_iter().map(translate::from_raft).collect(),
+            entries: translate::all_from_raft(entries),
+            committed: translate::all_from_raft(committed),
         };
         self.rounds.1 = number;
         self.raw.advance_append_async(ready);
@@ -586,9 +589,9 @@ impl Consensus {
         self.reseed();
     }
 
-    /// What is to be told other replicas now.
-    pub fn take_messages(&mut self) -> Vec<Message> {
-        std::mem::take(&mut self.outbox)
+    /// Adds what is to be told other replicas now.
+    pub fn take_messages(&mut self, out: &mut Vec<Message>) {
+        out.append(&mut self.outbox);
     }
 
     /// A committed change of the group takes effect. Returns the group from now on.
@@ -639,10 +642,12 @@ impl Consensus {
     /// seed, the replica and the term.
     fn reseed(&mut self) {
         let raft = &mut self.raw.raft;
-        let state = raft.state as u64;
-        let mixed = mix(self.seed ^ raft.id.rotate_left(17) ^ (raft.term << 8) ^ state);
-        let timeout = ELECTION_TICKS + (mixed % ELECTION_TICKS as u64) as usize;
-        raft.set_randomized_election_timeout(timeout);
+        let now = (raft.term, raft.state as u64);
+        if self.seeded.0 != now {
+            let mixed = mix(self.seed ^ raft.id.rotate_left(17) ^ (now.0 << 8) ^ now.1);
+            self.seeded = (now, ELECTION_TICKS + (mixed % ELECTION_TICKS as u64) as usize);
+        }
+        raft.set_randomized_election_timeout(self.seeded.1);
     }
 }
 

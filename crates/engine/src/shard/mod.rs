@@ -595,7 +595,7 @@ impl Shard {
             }
         }
         self.follow_reign(work);
-        work.messages.extend(self.consensus.take_messages());
+        self.consensus.take_messages(&mut work.messages);
     }
 
     fn apply(&mut self, now: Now, entry: LogEntry, work: &mut Work) {

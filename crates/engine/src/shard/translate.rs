@@ -39,6 +39,13 @@ pub(super) fn from_raft(entry: Entry) -> LogEntry {
     }
 }
 
+/// Into a list of its own: collected in place, the longer entries of the crate would be shrunk to ours, at a higher price.
+pub(super) fn all_from_raft(entries: Vec<Entry>) -> Vec<LogEntry> {
+    let mut ours = Vec::with_capacity(entries.len());
+    ours.extend(entries.into_iter().map(from_raft));
+    ours
+}
+
 pub(super) fn snapshot_to_raft(mark: SnapshotMark) -> Snapshot {
     let mut snapshot = Snapshot::default();
     let metadata = snapshot.mut_metadata();
@@ -113,7 +120,7 @@ pub(super) fn message_from_raft(mut raft: eraftpb::Message) -> Option<Message> {
         reject_hint: raft.reject_hint,
         request_snapshot: raft.request_snapshot,
         context: std::mem::take(&mut raft.context),
-        entries: raft.take_entries().into_iter().map(from_raft).collect(),
+        entries: all_from_raft(raft.take_entries().into()),
         snapshot,
     })
 }
