@@ -157,6 +157,8 @@ struct Run {
     subscribers: VecDeque<SubscriberId>,
     /// First deliveries are looked for from here.
     next: u64,
+    /// There was nothing more to find for a first delivery when the shard's next offset was this.
+    looked_to: Option<u64>,
     /// Wanted again and free to go.
     ready: BTreeSet<u64>,
     /// Wanted again later.
@@ -391,6 +393,7 @@ impl Delivery {
         let mut run = Run {
             subscribers: VecDeque::new(),
             next,
+            looked_to: None,
             ready: BTreeSet::new(),
             delayed: BTreeSet::new(),
             leases: BTreeMap::new(),
@@ -591,8 +594,8 @@ impl Delivery {
                     reason: String::new(),
                 });
             }
-            let durable = state.queues.get(address).and_then(|queue| queue.groups.get(group));
-            if now >= run.reclaim_until {
+            if now >= run.reclaim_until && !run.doubtful.is_empty() {
+                let durable = state.queues.get(address).and_then(|queue| queue.groups.get(group));
                 while items.len() < RETURNED_MAX
                     && let Some(durable) = durable
                     && let Some(offset) = run.doubtful.pop_first()
@@ -638,14 +641,19 @@ impl Delivery {
     ) {
         let (bugs, ahead) = (self.bugs, self.horizon_ahead);
         for ((address, name), run) in &mut self.runs {
-            if run.subscribers.is_empty() {
+            if Deliverer::next_subscriber(run, credits).is_none() {
+                continue;
+            }
+            // New messages have new offsets, and what comes back is ready: mostly there is nothing to look for.
+            if run.ready.is_empty() && run.looked_to == Some(state.next_offset) {
                 continue;
             }
             let Some(queue) = state.queues.get(address) else { continue };
             let Some(group) = queue.groups.get(name) else { continue };
             let mut deliverer =
                 Deliverer { now, queue, group, name, cache, ahead, bugs, members: &self.subscribers };
-            deliverer.run(run, credits, out, needs);
+            let looked_at_all = deliverer.run(run, credits, out, needs);
+            run.looked_to = looked_at_all.then_some(state.next_offset);
         }
     }
 
@@ -676,16 +684,23 @@ struct Deliverer<'a> {
 }
 
 impl Deliverer<'_> {
-    fn run(&mut self, run: &mut Run, credits: &mut Credits, out: &mut Vec<Delivered>, needs: &mut Needs) {
+    /// Returns whether every message was looked at: nothing is left to go out for the first time.
+    fn run(
+        &mut self,
+        run: &mut Run,
+        credits: &mut Credits,
+        out: &mut Vec<Delivered>,
+        needs: &mut Needs,
+    ) -> bool {
         loop {
-            let Some(subscriber) = Self::next_subscriber(run, credits) else { return };
+            let Some(subscriber) = Self::next_subscriber(run, credits) else { return false };
             let Some(offset) = run.ready.first().copied() else { break };
             if !self.queue.messages.contains_key(&offset) || !self.group.wants(offset) {
                 run.ready.remove(&offset);
                 continue;
             }
             if !self.send(run, subscriber, offset, credits, out, needs) {
-                return;
+                return false;
             }
             run.ready.remove(&offset);
         }
@@ -716,6 +731,7 @@ impl Deliverer<'_> {
             run.next = offset + 1;
         }
         self.ask_horizon(run, needs);
+        self.queue.messages.last_key_value().is_none_or(|(last, _)| *last < run.next)
     }
 
     /// Logs the horizon ahead of time, so that deliveries rarely wait for it.
