@@ -211,4 +211,6 @@ pub struct Effects {
     pub lost_disk: bool,
     /// Draining is complete; the process may end.
     pub drained: bool,
+    /// Shards, by position, that were looked at; all others are as they were. For whoever watches, nothing to be done.
+    pub touched: Vec<usize>,
 }

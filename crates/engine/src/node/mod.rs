@@ -286,14 +286,14 @@ impl Node {
             }
             for shard in 0..self.shards.len() {
                 if std::mem::take(&mut self.dirty[shard]) {
-                    self.changed = true;
+                    out.touched.push(shard);
                     self.flush_shard(now, shard);
                 }
             }
         }
         self.announce(now);
-        // Where no shard did anything there is nothing new to clean up.
-        let changed = std::mem::take(&mut self.changed) || self.draining;
+        // Looking after space looks at every shard: only where there is something new, and once for what becomes one batch.
+        let changed = self.draining || self.in_flight.is_none() && std::mem::take(&mut self.changed);
         if self.stopped.is_none() {
             if changed {
                 self.clean(now, out);
@@ -340,7 +340,9 @@ impl Node {
 
     fn flush_shard(&mut self, now: Now, index: usize) {
         let mut work = Work::default();
+        let extent = self.shards[index].extent();
         self.shards[index].flush(now, &mut self.writer, &mut self.credits, &mut work);
+        self.changed |= self.shards[index].extent() != extent;
         self.wakes[index] = self.shards[index].next_wake();
         // Before anything else is told: whoever joins again because of it must know what was leased to it just now.
         self.hand_on(now, index, &mut work);
@@ -481,6 +483,7 @@ impl Node {
             }
             Some(Reading::Move { shard, address, offset, place: from }) => {
                 self.moves_outstanding -= 1;
+                self.dirty[shard] = true;
                 match result {
                     Ok(sealed) => {
                         let of = &mut self.shards[shard];

@@ -65,10 +65,10 @@ impl Space {
         let which = |test: &dyn Fn(&Shard) -> bool| -> Vec<usize> {
             shards.iter().enumerate().filter(|(_, shard)| test(shard)).map(|(index, _)| index).collect()
         };
-        // A shard that stopped keeps what it pins until an operator decides.
-        if shards.iter().any(|shard| {
-            shard.stopped().is_some() && (shard.floor_segment() <= oldest || lies_in(shard, oldest))
-        }) {
+        // A shard that stopped keeps what it pins until an operator decides, one that waits for its leader until that comes.
+        // Whatever is written for them meanwhile would let go of nothing, and be written again and again.
+        let pins = |shard: &Shard| shard.floor_segment() <= oldest || lies_in(shard, oldest);
+        if shards.iter().any(|shard| shard.anchor() <= oldest && pins(shard)) {
             return Cleaning::Nothing;
         }
         let pinning = which(&|shard| shard.floor_segment() <= oldest);
@@ -81,4 +81,37 @@ impl Space {
 
 fn lies_in(shard: &Shard, segment: u32) -> bool {
     shard.state().live_segments().contains_key(&segment)
+}
+
+#[cfg(test)]
+mod tests {
+    use swarmmq_protocol::{
+        consensus::{Message, MessageKind, SnapshotMark},
+        id::ShardId,
+        time::{Instant, WallTime},
+    };
+
+    use super::*;
+    use crate::{
+        node::{Now, bug::Bugs},
+        shard::restore::{Replica, Restore},
+    };
+
+    /// It wrote its snapshot as fast as the disk synced, until the state was there or the disk full.
+    #[test]
+    fn a_replica_that_takes_over_a_state_is_not_written_again_and_again() {
+        let bugs = Bugs::NONE;
+        let replica =
+            Replica { id: 1, is_founder: false, seed: 0, horizon_ahead: 1, entry_bytes_max: 1 << 20, bugs };
+        let restored =
+            Restore::default().finish(ShardId(0), &replica, &mut |_, _| unreachable!("no entries"));
+        let mut shards = [restored.unwrap()];
+        let space = Space { segments: (1..=5).collect() };
+        assert_eq!(space.cleaning(&shards, 5, 1 << 20), Cleaning::Snapshot(vec![0]));
+        let mark = SnapshotMark { index: 9, term: 1, voters: vec![2], learners: vec![1] };
+        let kind = MessageKind::Snapshot;
+        let message = Message { kind, from: 2, to: 1, term: 1, snapshot: Some(mark), ..Message::default() };
+        shards[0].step(Now { monotonic: Instant(1), wall: WallTime(1) }, message);
+        assert_eq!(space.cleaning(&shards, 5, 1 << 20), Cleaning::Nothing);
+    }
 }

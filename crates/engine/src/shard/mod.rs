@@ -675,6 +675,20 @@ impl Shard {
         if self.intake.is_some() { 0 } else { self.floor_segment }
     }
 
+    /// Oldest segment that stays whatever is written anew: with entries that are not applied yet, or while it is open what
+    /// will be needed.
+    pub fn anchor(&self) -> u32 {
+        if self.stopped.is_some() || self.intake.is_some() {
+            return 0;
+        }
+        self.places.front().map_or(u32::MAX, |(_, _, place)| place.segment)
+    }
+
+    /// Entries applied, and bytes logged since the latest snapshot: while both stay, so does what is needed of the log.
+    pub fn extent(&self) -> (u64, u64) {
+        (self.state.applied, self.log_bytes_since_snapshot)
+    }
+
     /// Bytes of the latest snapshot.
     pub fn snapshot_bytes(&self) -> u64 {
         self.snapshot_bytes

@@ -205,7 +205,7 @@ impl Swarm {
         }
         let mut effects = Effects::default();
         node.flush(now, &mut effects);
-        self.watch(host, &node);
+        self.watch(host, &node, &effects.touched);
         let wake = node.next_wake().map(virtual_time);
         let state = &mut self.hosts[host];
         state.node = Some(node);
