@@ -42,7 +42,8 @@ impl Gossip {
     pub(super) fn is_wanted(&self, now: Instant, to: NodeId) -> bool {
         let Some(other) = self.others.get(&to) else { return false };
         self.documents().any(|(node, life, kind, version, at, _)| {
-            node != to && other.wants(now, node, life.boot, kind, version, now.since(at) < HOT)
+            node != to
+                && other.wants(now, node, (life.boot, kind, version), node == self.me, now.since(at) < HOT)
         })
     }
 
@@ -60,19 +61,32 @@ impl Gossip {
     }
 
     /// What to tell `to`: the documents that it lacks, the newest first, and as much of the digest as has room.
-    pub(super) fn compose(&mut self, now: Instant, to: NodeId) -> Option<(Header, Gossiped)> {
+    ///
+    /// * `is_answer`: its digest just came. Else, among many, half of the room is for the digest, so that the answer is to the point; only
+    ///   this node's own words go before.
+    pub(super) fn compose(
+        &mut self,
+        now: Instant,
+        to: NodeId,
+        is_answer: bool,
+    ) -> Option<(Header, Gossiped)> {
         let other = self.others.get(&to)?;
         let mut room = DATAGRAM_BODY_BYTES_MAX - GOSSIP_FIXED_BYTES;
         let all = ENTRY_BYTES * (self.others.len() + 1);
         let mut body = Gossiped { loss_permille: other.loss_permille(now), ..Gossiped::default() };
         (body.echo, body.held_us) = other.echo(now);
 
-        body.wishes = self.wishes(to).take(WISHES_MAX).collect();
-        room -= 2 * body.wishes.len();
         let mut wanted: Vec<_> = self
             .documents()
             .filter(|(node, life, kind, version, at, _)| {
-                *node != to && other.wants(now, *node, life.boot, *kind, *version, now.since(*at) < HOT)
+                *node != to
+                    && other.wants(
+                        now,
+                        *node,
+                        (life.boot, *kind, *version),
+                        *node == self.me,
+                        now.since(*at) < HOT,
+                    )
             })
             .map(|(node, life, kind, version, at, bytes)| (at, node, life, kind, version, bytes.clone()))
             .collect();
@@ -81,8 +95,9 @@ impl Gossip {
         let mut given = Vec::new();
         for (_, node, life, kind, version, bytes) in wanted {
             let size = DOCUMENT_FRAMING_BYTES + bytes.len();
-            // The first one always has room beside this node's own entry and the receiver's.
-            let least = if given.is_empty() { 2 * ENTRY_BYTES } else { reserve };
+            // One always has room beside this node's own entry and the receiver's.
+            let goes_before = given.is_empty() && (is_answer || node == self.me || !self.fans_out());
+            let least = if goes_before { 2 * ENTRY_BYTES } else { reserve };
             if size + least > room {
                 continue;
             }
@@ -93,6 +108,9 @@ impl Gossip {
                 Kind::Accusations => body.accusations.push(bytes),
             }
         }
+        let left = (room - 2 * ENTRY_BYTES) / 2;
+        body.wishes = self.wishes(to).take(left.min(WISHES_MAX)).collect();
+        room -= 2 * body.wishes.len();
         self.digest(now, to, room / ENTRY_BYTES, &mut body.entries);
 
         let to_life = self.detector.life(to)?;

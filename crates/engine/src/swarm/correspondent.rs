@@ -12,6 +12,8 @@ use swarmmq_protocol::{
 
 /// What was sent once is not sent again before it can have arrived and been shown.
 const REPEAT_AFTER: Duration = Duration::from_millis(60);
+/// Nor later, as long as the other end has shown nothing since; but not for ever: perhaps it is not heard.
+const REPEAT_UNSHOWN_AFTER: Duration = Duration::from_secs(5);
 /// Seconds over which losses are counted.
 const LOSS_SECONDS: usize = 10;
 /// Most datagrams that one gap counts as lost: a longer one is an outage, which is not what loss means.
@@ -53,6 +55,7 @@ impl Versions {
 #[derive(Clone, Copy, Debug, Default)]
 struct Has {
     shown: Option<Versions>,
+    shown_at: Instant,
     asked: bool,
     report: Given,
     accusations: Given,
@@ -188,8 +191,9 @@ impl Correspondent {
     }
 
     /// Its digest says what it has of `node`.
-    pub fn shows(&mut self, node: NodeId, versions: Versions) {
-        self.has.entry(node).or_default().shown = Some(versions);
+    pub fn shows(&mut self, now: Instant, node: NodeId, versions: Versions) {
+        let has = self.has.entry(node).or_default();
+        (has.shown, has.shown_at) = (Some(versions), now);
     }
 
     /// It sent something of `node`, so it has that.
@@ -236,24 +240,28 @@ impl Correspondent {
     }
 
     /// Whether to send it this: its digest shows that it lacks it, or says nothing about it and the thing is new.
+    ///
+    /// * `is_own`: this node's own words are repeated until the other shows that it has them, heard or not.
+    /// * `is_hot`: the thing is new.
     pub fn wants(
         &self,
         now: Instant,
         node: NodeId,
-        boot: u64,
-        kind: Kind,
-        version: u64,
+        document: (u64, Kind, u64),
+        is_own: bool,
         is_hot: bool,
     ) -> bool {
+        let (boot, kind, version) = document;
         let Some(has) = self.has.get(&node) else { return is_hot };
         let given = match kind {
             Kind::Report => has.report,
             Kind::Accusations => has.accusations,
         };
-        let is_under_way = (given.boot, given.version) == (boot, version)
-            && given.at.is_some_and(|at| now.since(at) < REPEAT_AFTER);
-        if is_under_way {
-            return false;
+        if let Some(at) = given.at.filter(|_| (given.boot, given.version) == (boot, version)) {
+            let is_shown_since = is_own || has.shown_at > at || now.since(at) >= REPEAT_UNSHOWN_AFTER;
+            if now.since(at) < REPEAT_AFTER || !is_shown_since {
+                return false;
+            }
         }
         match has.shown {
             Some(shown) => shown.boot < boot || (shown.boot == boot && shown.of(kind) < version),

@@ -23,8 +23,9 @@ const RESPITE: Duration = Duration::from_millis(750);
 const GAP_MIN: Duration = Duration::from_millis(100);
 /// Longest gap that counts: a single long silence says little about the next one.
 const GAP_MAX: Duration = Duration::from_millis(500);
-/// How many deviations above the mean a gap may last.
+/// How many deviations above the mean a gap may last; among many nodes, whose beats come by chance, twice as many.
 const DEVIATIONS: u32 = 4;
+const MANY: usize = 9;
 /// Silence allowed to a node that was never heard: it may be starting, or this one is.
 const NEVER_HEARD: Duration = Duration::from_secs(3);
 /// How long this node takes the word of two others when it has no silence of its own to go by.
@@ -115,11 +116,11 @@ impl Subject {
         }
     }
 
-    fn suspect_after(&self) -> Duration {
+    fn suspect_after(&self, deviations: u32) -> Duration {
         if self.heard_at.is_none() {
             return NEVER_HEARD;
         }
-        PAUSE + self.mean.max(GAP_MIN) + self.deviation * DEVIATIONS
+        PAUSE + self.mean.max(GAP_MIN) + self.deviation * deviations
     }
 
     fn sample(&mut self, gap: Duration) {
@@ -283,6 +284,10 @@ impl Detector {
         self.distrust(now, factor.min(STALLED_FACTOR_MAX));
     }
 
+    fn deviations(&self) -> u32 {
+        if self.subjects.len() < MANY { DEVIATIONS } else { 2 * DEVIATIONS }
+    }
+
     fn distrust(&mut self, now: Instant, factor: u32) {
         self.factor = factor;
         self.distrusts_until = now + DISTRUST;
@@ -301,10 +306,11 @@ impl Detector {
         let living = self.subjects.values().filter(|subject| subject.verdict != Verdict::Dead).count();
         let dead: Vec<NodeId> =
             self.said.keys().copied().filter(|by| self.verdict(*by) == Verdict::Dead).collect();
+        let deviations = self.deviations();
         let mut changed = false;
         for (node, subject) in &mut self.subjects {
             let silence = now.since(subject.quiet_since);
-            let suspect_after = subject.suspect_after() * factor;
+            let suspect_after = subject.suspect_after(deviations) * factor;
             let is_silent = silence >= suspect_after;
             if subject.verdict == Verdict::Dead {
                 subject.is_accused |= is_silent || subject.gone.is_some();
@@ -352,16 +358,17 @@ impl Detector {
         changed
     }
 
-    /// Whether more than half of those who could be heard are silent at once: then it is more likely this node that is cut off.
+    /// Whether more than half of those who could be heard are silent at once: then it is more likely this node that is cut off. Noticed
+    /// before the first of them is suspect; of two, only when both are, because one is easily missed for a moment when the other crashed.
     /// Of one other node nothing can be told.
     fn is_isolated(&self, now: Instant) -> bool {
-        let (mut silent, mut all) = (0, 0);
-        for subject in self.subjects.values() {
-            if subject.verdict != Verdict::Dead && subject.gone.is_none() {
-                all += 1;
-                silent += usize::from(now.since(subject.quiet_since) >= subject.suspect_after() * 7 / 10);
-            }
-        }
+        let counts = |subject: &&Subject| subject.verdict != Verdict::Dead && subject.gone.is_none();
+        let all = self.subjects.values().filter(counts).count();
+        let tenths = if all > 2 { 7 } else { 10 };
+        let is_silent = |subject: &&Subject| {
+            now.since(subject.quiet_since) >= subject.suspect_after(self.deviations()) * tenths / 10
+        };
+        let silent = self.subjects.values().filter(counts).filter(is_silent).count();
         all >= 2 && silent * 2 > all
     }
 
@@ -385,5 +392,177 @@ impl Detector {
     /// Factor on all patience; above 1 this node distrusts itself.
     pub fn factor(&self) -> u32 {
         self.factor
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const X: NodeId = NodeId(9);
+    const LIFE: Life = Life { incarnation: 1, boot: 1 };
+
+    const fn at(millis: u64) -> Instant {
+        Instant::from_millis(millis)
+    }
+
+    /// Three others besides X, all of them heard until 1.0 s.
+    fn detector() -> Detector {
+        let mut detector = Detector::new(at(0));
+        for node in [NodeId(1), NodeId(2), NodeId(3), X] {
+            detector.add(at(0), node, 1);
+            detector.came_back(at(0), node, 1);
+        }
+        for beat in 1..=10 {
+            everybody_but(&mut detector, NodeId(0), beat * 100);
+        }
+        detector
+    }
+
+    fn everybody_but(detector: &mut Detector, silent: NodeId, millis: u64) {
+        for node in [NodeId(1), NodeId(2), NodeId(3), X] {
+            if node != silent {
+                detector.heard(at(millis), node, LIFE, millis / 100, Source::Itself);
+            }
+        }
+        detector.judge(at(millis));
+    }
+
+    /// X is silent from 1.0 s until then; the others are heard.
+    fn silent_until(detector: &mut Detector, millis: u64) {
+        for at in 11..=millis / 100 {
+            everybody_but(detector, X, at * 100);
+        }
+    }
+
+    fn accusation(beat: u64, is_gone: bool) -> Accusation {
+        Accusation { node: X, life: LIFE, beat, is_gone }
+    }
+
+    #[test]
+    fn silence_makes_a_suspect_and_only_a_second_observer_makes_it_dead() {
+        let mut detector = detector();
+        silent_until(&mut detector, 1_400);
+        assert_eq!((detector.verdict(X), detector.accusations()), (Verdict::Alive, vec![]));
+        silent_until(&mut detector, 1_800);
+        assert_eq!(
+            (detector.verdict(X), detector.accusations()),
+            (Verdict::Suspect, vec![accusation(10, false)])
+        );
+        silent_until(&mut detector, 20_000);
+        assert_eq!(detector.verdict(X), Verdict::Suspect);
+        detector.accuse(at(20_000), NodeId(1), &[accusation(10, false)]);
+        assert!(detector.judge(at(20_000)));
+        assert_eq!(detector.verdict(X), Verdict::Dead);
+        assert!(detector.heard(at(20_100), X, LIFE, 13, Source::Another));
+        assert_eq!((detector.verdict(X), detector.accusations()), (Verdict::Alive, vec![]));
+    }
+
+    #[test]
+    fn an_end_that_two_saw_or_one_and_another_misses_it_is_dead_at_once() {
+        let mut two = detector();
+        two.gone(X);
+        two.judge(at(1_010));
+        assert_eq!(two.verdict(X), Verdict::Suspect);
+        two.accuse(at(1_010), NodeId(1), &[accusation(11, true)]);
+        two.judge(at(1_010));
+        assert_eq!(two.verdict(X), Verdict::Dead);
+        let mut by_hearsay = detector();
+        by_hearsay.accuse(at(1_010), NodeId(1), &[accusation(10, true)]);
+        by_hearsay.judge(at(1_010));
+        assert_eq!(by_hearsay.verdict(X), Verdict::Alive, "one liar");
+        by_hearsay.accuse(at(1_020), NodeId(2), &[accusation(10, false)]);
+        by_hearsay.judge(at(1_020));
+        assert_eq!(by_hearsay.verdict(X), Verdict::Dead);
+    }
+
+    #[test]
+    fn the_last_beats_of_a_process_that_ended_do_not_bring_it_back_and_later_ones_do() {
+        let mut detector = detector();
+        detector.gone(X);
+        detector.accuse(at(1_010), NodeId(1), &[accusation(10, true)]);
+        detector.judge(at(1_010));
+        assert!(!detector.heard(at(1_015), X, LIFE, 11, Source::Another));
+        assert_eq!(detector.verdict(X), Verdict::Dead);
+        assert!(detector.heard(at(1_500), X, LIFE, 14, Source::Another));
+        assert_eq!(detector.verdict(X), Verdict::Alive);
+        detector.judge(at(1_500));
+        assert_eq!(detector.verdict(X), Verdict::Alive, "refuted");
+    }
+
+    #[test]
+    fn a_later_boot_is_a_return() {
+        let mut detector = detector();
+        silent_until(&mut detector, 3_000);
+        detector.accuse(at(3_000), NodeId(1), &[accusation(10, false)]);
+        detector.judge(at(3_000));
+        assert_eq!(detector.verdict(X), Verdict::Dead);
+        detector.came_back(at(3_000), X, 2);
+        detector.judge(at(3_000));
+        assert_eq!((detector.verdict(X), detector.beat(X)), (Verdict::Alive, 0));
+        assert!(!detector.heard(at(3_100), X, LIFE, 99, Source::Itself), "of the life before");
+    }
+
+    #[test]
+    fn what_others_pass_on_may_not_run_away() {
+        let mut detector = detector();
+        assert!(!detector.heard(at(1_000), X, LIFE, 1 << 40, Source::Another));
+        assert_eq!(detector.beat(X), 10);
+        detector.heard(at(1_000), X, LIFE, 70, Source::Another);
+        assert_eq!(detector.beat(X), 70);
+        detector.heard(at(1_100), X, LIFE, 11, Source::Itself);
+        assert_eq!((detector.beat(X), detector.heard_at(X)), (11, Some(at(1_100))), "its own word counts");
+    }
+
+    #[test]
+    fn the_first_beat_that_is_heard_of_a_node_says_nothing_of_today() {
+        let mut detector = Detector::new(at(0));
+        detector.add(at(0), X, 1);
+        detector.came_back(at(10), X, 1);
+        detector.heard(at(20), X, LIFE, 500, Source::Another);
+        assert_eq!((detector.beat(X), detector.heard_at(X)), (500, None));
+        detector.heard(at(30), X, LIFE, 501, Source::Another);
+        assert_eq!(detector.heard_at(X), Some(at(30)));
+    }
+
+    #[test]
+    fn two_others_are_believed_after_a_second_by_who_was_stalled() {
+        let mut detector = detector();
+        for accuser in [NodeId(1), NodeId(2)] {
+            detector.accuse(at(1_000), accuser, &[accusation(10, false)]);
+        }
+        detector.stalled(at(1_900));
+        detector.judge(at(1_900));
+        assert_eq!((detector.verdict(X), detector.factor()), (Verdict::Suspect, 2));
+        assert_eq!(detector.deadline(), at(2_000));
+        everybody_but(&mut detector, X, 2_000);
+        assert_eq!(detector.verdict(X), Verdict::Dead);
+        assert_eq!(detector.accusations(), []);
+    }
+
+    #[test]
+    fn who_hears_hardly_anybody_takes_its_accusations_back() {
+        let mut detector = detector();
+        silent_until(&mut detector, 1_800);
+        assert_eq!(detector.accusations().len(), 1);
+        for millis in (1_900..3_000).step_by(100) {
+            detector.heard(at(millis), NodeId(1), LIFE, millis / 100, Source::Itself);
+            detector.judge(at(millis));
+        }
+        assert_eq!((detector.factor(), detector.accusations()), (ISOLATED_FACTOR, vec![]));
+    }
+
+    #[test]
+    fn lossy_ways_make_patient() {
+        let mut steady = Subject::new(at(0), 1);
+        let mut lossy = Subject::new(at(0), 1);
+        for n in 0..200 {
+            steady.sample(Duration::from_millis(98 + n % 5));
+            lossy.sample(Duration::from_millis(if n % 3 == 0 { 200 } else { 100 }));
+        }
+        steady.heard_at = Some(at(0));
+        lossy.heard_at = Some(at(0));
+        assert!(steady.suspect_after(4) < Duration::from_millis(520));
+        assert!(lossy.suspect_after(4) > Duration::from_millis(650));
     }
 }

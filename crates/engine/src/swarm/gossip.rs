@@ -53,7 +53,7 @@ const VERSION_GAP: Duration = Duration::from_millis(500);
 pub(super) const HOT: Duration = Duration::from_millis(1000);
 /// Least time between two answers to one node.
 const ANSWER_GAP: Duration = Duration::from_millis(20);
-/// Least time between two bursts to everybody because of others: beats that rose again, accusations against this node.
+/// Least time between two bursts because of others: beats that rose again, accusations against this node.
 const BURST_GAP: Duration = Duration::from_millis(20);
 
 /// Which life of which node this is.
@@ -365,7 +365,7 @@ impl Gossip {
                 Versions { boot: entry.life.boot, report: entry.report, accusations: entry.accusations };
             if entry.node == self.me {
                 if entry.life == self.life {
-                    other.shows(self.me, versions);
+                    other.shows(now, self.me, versions);
                     let ahead = entry.beat.saturating_sub(self.beat);
                     if (1..=u64::from(u32::MAX)).contains(&ahead) {
                         self.beat = entry.beat + 1;
@@ -377,7 +377,7 @@ impl Gossip {
             if entry.life.incarnation != life.incarnation {
                 continue;
             }
-            other.shows(entry.node, versions);
+            other.shows(now, entry.node, versions);
             let source = if entry.node == from { Source::Itself } else { Source::Another };
             if source == Source::Another || is_newest {
                 is_risen |= self.detector.heard(now, entry.node, entry.life, entry.beat, source);
@@ -434,7 +434,7 @@ impl Gossip {
                 let Accusations { node, life, version, accused } = said.content();
                 let (node, life, version) = (*node, *life, *version);
                 self.detector.accuse(now, node, accused);
-                self.refute(now, accused);
+                self.refute(now, node, accused);
                 self.proven(now, from, node, life, version, Kind::Accusations);
                 self.said.entry(node).or_default().accusations = Some((said, now));
                 self.is_stirred = true;
@@ -468,19 +468,19 @@ impl Gossip {
     }
 
     /// Whoever is accused says at once that it lives.
-    fn refute(&mut self, now: Instant, accused: &[Accusation]) {
+    fn refute(&mut self, now: Instant, accuser: NodeId, accused: &[Accusation]) {
         let against_me = |said: &&Accusation| said.node == self.me && said.life == self.life;
         let Some(accusation) = accused.iter().find(against_me) else { return };
         let highest = self.beat.max(accusation.beat.min(self.beat.saturating_add(u64::from(u32::MAX))));
         self.beat = highest + REFUTING;
-        self.hurried = self.hurried.max(1);
         self.burst(now);
+        self.answer(now, accuser);
     }
 
     /// Datagrams that are due now, each for one node. To be called when [`Gossip::next_wake`] is reached, and after whatever came in.
     pub fn poll(&mut self, now: Instant, out: &mut Vec<(NodeId, Bytes)>) {
-        for to in self.turn(now) {
-            let Some((header, body)) = self.compose(now, to) else { continue };
+        for (to, is_answer) in self.turn(now) {
+            let Some((header, body)) = self.compose(now, to, is_answer) else { continue };
             self.buffer.clear();
             body.encode(&mut self.buffer);
             let pair = &self.others[&to].pair;
@@ -504,8 +504,8 @@ impl Gossip {
         }
     }
 
-    /// What there is to be done at this time; returns whom to tell.
-    pub(super) fn turn(&mut self, now: Instant) -> Vec<NodeId> {
+    /// What there is to be done at this time; returns whom to tell, and whether that is an answer.
+    pub(super) fn turn(&mut self, now: Instant) -> Vec<(NodeId, bool)> {
         self.awake(now);
         let is_round = now >= self.next_round;
         if is_round {
@@ -528,12 +528,10 @@ impl Gossip {
             self.pick(&mut due);
         }
         self.tells_all = false;
-        for node in std::mem::take(&mut self.answers) {
-            if !due.contains(&node) && self.others.contains_key(&node) {
-                due.push(node);
-            }
-        }
-        due
+        let answers = std::mem::take(&mut self.answers);
+        due.retain(|node| !answers.contains(node));
+        let due = due.into_iter().map(|node| (node, false));
+        due.chain(answers.into_iter().map(|node| (node, true))).collect()
     }
 
     /// Signs what this node accuses now, if that changed.
@@ -552,7 +550,7 @@ impl Gossip {
         self.tells_all = true;
     }
 
-    fn fans_out(&self) -> bool {
+    pub(super) fn fans_out(&self) -> bool {
         self.fan_out.is_some() || self.others.len() > ALL_UP_TO
     }
 
@@ -578,10 +576,17 @@ impl Gossip {
         due.extend(lacking);
     }
 
+    /// Something that others wait for: everybody is told at once, twice; among many there is a round at once, and they pass it on.
     fn burst(&mut self, now: Instant) {
-        if self.burst_at.is_none_or(|at| now.since(at) >= BURST_GAP) {
-            self.burst_at = Some(now);
+        if self.burst_at.is_some_and(|at| now.since(at) < BURST_GAP) {
+            return;
+        }
+        self.burst_at = Some(now);
+        if self.fans_out() {
+            self.next_round = self.next_round.min(now);
+        } else {
             self.tells_all = true;
+            self.hurried = self.hurried.max(1);
         }
     }
 

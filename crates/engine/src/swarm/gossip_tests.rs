@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 use swarmmq_protocol::{
     datagram::{DatagramError, Entry, Gossiped, Header, Life, cluster_tag, seal},
+    id::NodeId,
     mac::MacKey,
 };
 
@@ -117,6 +119,25 @@ fn who_was_stalled_is_not_condemned_and_condemns_nobody() {
 }
 
 #[test]
+fn a_host_that_stood_still_for_a_while_condemns_none_of_its_nodes() {
+    let mut bed = sealed(5);
+    (0..5).for_each(|index| bed.stall(index, ms(5_000)));
+    bed.run_for(ms(8_000));
+    assert_eq!(bed.verdicts, []);
+    assert!(bed.machines.iter().all(|machine| machine.gossip.counters().stalls == 1));
+}
+
+#[test]
+fn who_was_stopped_for_long_is_alive_as_soon_as_it_goes_on() {
+    let mut bed = sealed(5);
+    bed.stall(1, ms(10_000));
+    bed.run_for(ms(9_990));
+    assert!(bed.all_believe(1, Verdict::Dead));
+    bed.run_for(ms(30));
+    assert!(bed.all_alive());
+}
+
+#[test]
 fn two_nodes_that_cannot_talk_hear_of_each_other_through_the_rest() {
     let mut bed = sealed(5);
     bed.cut(0, 1, true);
@@ -160,6 +181,16 @@ fn who_hears_nobody_distrusts_itself_and_condemns_nobody() {
     bed.run_for(Duration::from_secs(60));
     let alone = &bed.machines[3].gossip;
     assert!((0..5).all(|other| alone.verdict(node(other)) != Verdict::Dead));
+}
+
+#[test]
+fn where_most_crash_at_once_the_rest_doubts_itself_first() {
+    let mut bed = sealed(5);
+    (0..3).for_each(|index| bed.crash(index));
+    bed.run_for(ms(3_000));
+    assert!((0..3).all(|whom| !bed.all_believe(whom, Verdict::Dead)));
+    bed.run_for(ms(3_500));
+    assert!((0..3).all(|whom| bed.all_believe(whom, Verdict::Dead)));
 }
 
 #[test]
@@ -226,7 +257,7 @@ fn equal_seeds_give_equal_runs() {
 /// What machine 4 would send to machine 0 if it could say anything; proven, because its keys are its own.
 fn lie(bed: &mut Testbed, change: impl FnOnce(&mut Gossiped)) -> Result<(), DatagramError> {
     let now = bed.now;
-    let (mut header, mut body) = bed.machines[4].gossip.compose(now, node(0)).unwrap();
+    let (mut header, mut body) = bed.machines[4].gossip.compose(now, node(0), false).unwrap();
     header.counter += 5;
     body.entries.clear();
     body.reports.clear();
@@ -380,6 +411,42 @@ fn strangers_and_the_unproven_are_neither_believed_nor_answered() {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn no_bytes_do_more_than_be_refused(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let bytes = Bytes::from(bytes);
+        prop_assert!(SignedReport::read(&bytes).is_err() || bytes.len() > 64);
+        prop_assert!(SignedAccusations::read(&bytes).is_err() || bytes.len() > 64);
+        let _ = Gossiped::decode(bytes.clone());
+        let mut bed = Testbed::new(2, 1);
+        let now = bed.now;
+        prop_assert!(bed.machines[0].gossip.datagram(now, &bytes).is_err());
+    }
+
+    #[test]
+    fn whatever_a_proven_node_says_nobody_else_is_changed_by_it(
+        beats in proptest::collection::vec((0..4_usize, any::<u64>(), any::<u64>(), any::<u64>()), 0..20),
+        wishes in proptest::collection::vec(1..9_u16, 0..20),
+        echo in any::<u64>(),
+    ) {
+        let mut bed = sealed(5);
+        lie(&mut bed, |body| {
+            body.echo = echo;
+            body.wishes = wishes.into_iter().map(NodeId).collect();
+            body.entries = beats
+                .into_iter()
+                .map(|(whom, boot, beat, report)| Entry { report, accusations: report, ..entry(whom, boot % 3, beat) })
+                .collect();
+        })
+        .unwrap();
+        bed.run_for(ms(2_000));
+        prop_assert_eq!(&bed.verdicts, &[]);
+        prop_assert!(bed.all_alive());
+    }
+}
+
 #[test]
 fn who_is_not_known_any_more_is_forgotten_and_another_disk_is_somebody_else() {
     let mut bed = sealed(3);
@@ -421,7 +488,7 @@ fn sixty_four_nodes_with_full_reports_know_all_of_each_other() {
         let release = "x".repeat(64);
         bed.machines[index].gossip.say(now, 7, &release, Load::default(), links.collect(), false);
     }
-    bed.run_for(Duration::from_secs(15));
+    bed.run_for(Duration::from_secs(8));
     for machine in &bed.machines {
         assert!(machine.gossip.reports().all(|report| report.links.len() == NODES_MAX));
         assert_eq!(machine.gossip.reports().count(), NODES_MAX);

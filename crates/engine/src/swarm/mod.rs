@@ -19,6 +19,8 @@ mod gossip_tests;
 #[cfg(test)]
 mod route_tests;
 #[cfg(test)]
+mod statistics_tests;
+#[cfg(test)]
 mod testbed;
 
 use std::{

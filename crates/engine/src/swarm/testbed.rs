@@ -302,8 +302,9 @@ impl Testbed {
                 gossip.poll(now, &mut out);
                 parcels.extend(out.into_iter().map(|(to, bytes)| (to, Parcel::Sealed(bytes))));
             } else {
-                for to in gossip.turn(now) {
-                    let parcel = gossip.compose(now, to).map(|composed| Parcel::Open(Box::new(composed)));
+                for (to, is_answer) in gossip.turn(now) {
+                    let parcel =
+                        gossip.compose(now, to, is_answer).map(|composed| Parcel::Open(Box::new(composed)));
                     parcels.extend(parcel.map(|parcel| (to, parcel)));
                 }
             }
