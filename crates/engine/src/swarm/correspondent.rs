@@ -16,8 +16,10 @@ const REPEAT_AFTER: Duration = Duration::from_millis(60);
 const REPEAT_UNSHOWN_AFTER: Duration = Duration::from_secs(5);
 /// Seconds over which losses are counted.
 const LOSS_SECONDS: usize = 10;
-/// Most datagrams that one gap counts as lost: a longer one is an outage, which is not what loss means.
-const GAP_MAX: u64 = 20;
+/// Longest gap that counts as loss: at 30 % loss one in 15,000 is longer. A longer one is an outage, which is not what loss means.
+const GAP_MAX: u64 = 8;
+/// Losses are a share of at least so many: of three datagrams one lost says little.
+const EXPECTED_MIN: u32 = 40;
 /// Datagrams whose time of sending is remembered.
 const SENT: usize = 16;
 
@@ -133,14 +135,16 @@ impl Correspondent {
         self.has.remove(&node);
     }
 
-    /// Whether the datagram with this counter is here for the first time. Counts what is missing before it.
-    pub fn takes(&mut self, now: Instant, counter: u64) -> bool {
+    /// Whether the datagram with this counter is here for the first time. Counts what is missing before it, unless this node
+    /// was stalled: then it missed that by its own fault.
+    pub fn takes(&mut self, now: Instant, counter: u64, was_stalled: bool) -> bool {
         let highest = self.window.highest();
         if !self.window.takes(counter) {
             return false;
         }
         let ahead = counter.saturating_sub(highest);
-        let expected = if highest == 0 { 1 } else { ahead.min(GAP_MAX) };
+        let is_outage = highest == 0 || was_stalled || ahead > GAP_MAX;
+        let expected = if is_outage { 1 } else { ahead };
         let second = second(now);
         let loss = &mut self.losses[(second % LOSS_SECONDS as u64) as usize];
         if loss.second != second {
@@ -164,7 +168,7 @@ impl Correspondent {
         if expected == 0 {
             return if self.window.highest() == 0 { 0 } else { 1000 };
         }
-        (expected.saturating_sub(arrived) * 1000 / expected) as u16
+        (expected.saturating_sub(arrived) * 1000 / expected.max(EXPECTED_MIN)) as u16
     }
 
     /// The highest counter that came, and for how long it has been here, in microseconds.

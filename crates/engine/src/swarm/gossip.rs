@@ -39,6 +39,8 @@ const JITTER: Duration = Duration::from_millis(5);
 /// Rounds while there is something to be made known in spite of losses: after a start, a stall, an accusation.
 const HURRIED_ROUND: Duration = Duration::from_millis(25);
 const HURRIED_ROUNDS: u8 = 3;
+/// How long after a stall gaps in what comes are the stall's: what came meanwhile may have been dropped at the door.
+const CATCHING_UP: Duration = Duration::from_millis(500);
 /// Who comes this much too late to a round was stalled.
 const STALL: Duration = Duration::from_millis(200);
 /// Up to so many others everybody is told in every round.
@@ -147,6 +149,7 @@ pub struct Gossip {
     pub(super) said: BTreeMap<NodeId, Said>,
     pub(super) detector: Detector,
     next_round: Instant,
+    catches_up_until: Instant,
     hurried: u8,
     tells_all: bool,
     burst_at: Option<Instant>,
@@ -203,6 +206,7 @@ impl Gossip {
             said: BTreeMap::new(),
             detector: Detector::new(now),
             next_round: now,
+            catches_up_until: now,
             hurried: HURRIED_ROUNDS,
             tells_all: false,
             burst_at: None,
@@ -350,7 +354,7 @@ impl Gossip {
             other.begin_anew();
         }
         let is_newest = header.counter > other.window.highest();
-        if !other.takes(now, header.counter) {
+        if !other.takes(now, header.counter, now < self.catches_up_until) {
             return Err(DatagramError::Replayed);
         }
         if header.to.boot == 0 {
@@ -496,6 +500,7 @@ impl Gossip {
         self.now = now;
         if now.since(self.next_round) >= STALL {
             self.counters.stalls += 1;
+            self.catches_up_until = now + CATCHING_UP;
             self.detector.stalled(now);
             self.beat += REFUTING;
             self.hurried = HURRIED_ROUNDS;

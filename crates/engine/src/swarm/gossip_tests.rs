@@ -228,6 +228,26 @@ fn losses_and_round_trips_are_measured_per_direction() {
     assert_eq!(bed.machines[0].gossip.loss_permille(node(1)), 1000);
 }
 
+/// What a stopped node's full socket dropped was taken for loss: others went around its healthy links for ten seconds.
+#[test]
+fn what_a_stall_or_an_outage_took_is_no_loss() {
+    let mut bed = Testbed::new(5, 7);
+    bed.room = 100;
+    bed.run_for(Duration::from_secs(20));
+    bed.stall(2, ms(3_000));
+    bed.run_for(ms(5_000));
+    bed.split(&[0], true);
+    bed.run_for(ms(1_500));
+    bed.split(&[0], false);
+    bed.run_for(ms(1_500));
+    for index in 0..5 {
+        for other in (0..5).filter(|other| *other != index) {
+            let gossip = &bed.machines[index].gossip;
+            assert_eq!(gossip.loss_permille(node(other)), 0, "{index} of {other}");
+        }
+    }
+}
+
 #[test]
 fn with_a_small_fan_out_news_reaches_everybody_in_a_few_rounds() {
     let mut bed = Testbed::new(5, 1);

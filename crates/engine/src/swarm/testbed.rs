@@ -82,6 +82,8 @@ pub(super) struct Testbed {
     /// Whether bytes travel, with MACs, instead of values.
     pub seals: bool,
     pub loss_permille: u64,
+    /// Datagrams that wait at most at the door of a machine that is stalled; more are dropped.
+    pub room: usize,
     pub sent: u64,
     /// Every change of a verdict: when, whose, about whom, which.
     pub verdicts: Vec<(Instant, usize, usize, Verdict)>,
@@ -121,6 +123,7 @@ impl Testbed {
             machines: Vec::new(),
             seals: false,
             loss_permille: 0,
+            room: usize::MAX,
             sent: 0,
             verdicts: Vec::new(),
             last: vec![vec![Verdict::Alive; count]; count],
@@ -259,7 +262,9 @@ impl Testbed {
                     return;
                 }
                 if machine.stalled {
-                    machine.waiting.push((from, parcel));
+                    if machine.waiting.len() < self.room {
+                        machine.waiting.push((from, parcel));
+                    }
                     return;
                 }
                 machine.take(now, parcel);
