@@ -38,6 +38,8 @@ pub const DATAGRAM_DOCUMENT_BYTES_MAX: usize = 1024;
 pub const HOPS_MAX: usize = 7;
 /// Voters of one shard, and learners of one shard, that a message between replicas may name.
 pub const REPLICAS_MAX: usize = 16;
+/// Nodes that a list of leaders may name: as many as a cluster may have.
+pub const NODES_MAX: usize = 64;
 /// Bytes accepted on a connection before it has authenticated.
 pub const UNAUTHENTICATED_BYTES_MAX: usize = 8 << 10;
 /// Time a connection may take to authenticate.

@@ -197,6 +197,7 @@ fn the_page_lists_the_limits_that_are_kept() {
         ("until a silent producer is forgotten, milliseconds", millis(limits::FORGET_AFTER)),
         ("lease, milliseconds, unless set", millis(limits::LEASE)),
         ("lease with extensions, milliseconds", millis(limits::LEASE_TOTAL_MAX)),
+        ("nodes in a list of leaders", limits::NODES_MAX as u64),
         ("body of a packet between nodes, bytes", limits::PACKET_BYTES_MAX as u64),
         ("links on the path of a packet", limits::HOPS_MAX as u64),
         ("voters, or learners, of a snapshot between replicas", limits::REPLICAS_MAX as u64),

@@ -156,6 +156,9 @@ impl Node {
         if node == self.config.node {
             self.serve(now, index, Asker::Here(number), question);
         } else {
+            if let Question::Publish { count, .. } = question {
+                self.counters.passed_on += u64::from(count);
+            }
             let class = question.class();
             let shard = self.shards[index].id();
             self.post(node, class, Letter::Ask { ticket: number, shard, question });
@@ -168,6 +171,7 @@ impl Node {
             Some((known, of)) if known > term || (known == term && of == node) => return,
             _ => self.leaders[index] = Some((term, node)),
         }
+        self.audience.outdated();
         // Whoever was asked in an earlier reign answers no more, or too late.
         let open: Vec<u64> =
             self.asked.iter().filter(|(_, asked)| asked.index == index).map(|(number, _)| *number).collect();
@@ -180,6 +184,7 @@ impl Node {
     /// Nobody is known to lead the shard at `index` any more.
     pub(super) fn unled(&mut self, now: Now, index: usize) {
         if self.leaders[index].take().is_some() {
+            self.audience.outdated();
             self.feeds_follow(now, index);
         }
     }

@@ -61,6 +61,7 @@ impl Cluster {
             roles,
             secret: NodeSecret::new([number as u8; 32]),
             seed: 7 + u64::from(number),
+            addresses: Addresses { client: format!("client{number}"), ..Addresses::default() },
             cache_bytes_max: 1 << 20,
             ..config()
         };
@@ -742,6 +743,8 @@ mod claim;
 mod feed;
 #[path = "handover_tests.rs"]
 mod handover;
+#[path = "leaders_tests.rs"]
+mod leaders;
 #[path = "moving_tests.rs"]
 mod moving;
 #[path = "operation_tests.rs"]

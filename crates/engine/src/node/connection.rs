@@ -74,6 +74,7 @@ impl Node {
     pub(super) fn disconnected(&mut self, now: Now, connection: ConnectionId) {
         let Some(gone) = self.connections.remove(&connection) else { return };
         gone.subscriptions.into_values().for_each(|id| self.unsubscribe(now, id));
+        self.leaders_unwatched(connection);
         self.forsake(connection);
     }
 
@@ -200,6 +201,7 @@ impl Node {
             Frame::Settle(settle) => self.settle(now, connection, request, &settle),
             Frame::Peek(peek) => self.peek(now, connection, request, peek),
             Frame::Admin(admin) => self.admin(now, connection, request, admin.0),
+            Frame::WatchLeaders(_) => self.watch_leaders(connection, request),
             Frame::Ping(_) => self.send(connection, request, &Pong),
             Frame::Pong(_) => {}
             _ => self.stray(connection, request),
@@ -255,5 +257,6 @@ pub(super) fn is_for_node(kind: FrameKind) -> bool {
             | FrameKind::Admin
             | FrameKind::Ping
             | FrameKind::Pong
+            | FrameKind::WatchLeaders
     )
 }

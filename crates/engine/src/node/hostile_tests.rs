@@ -195,7 +195,8 @@ fn expected(bytes: &[u8]) -> Option<Taken> {
                 | Frame::Settle(_)
                 | Frame::Peek(_)
                 | Frame::Admin(_)
-                | Frame::Ping(_),
+                | Frame::Ping(_)
+                | Frame::WatchLeaders(_),
             ) => None,
             Ok(_) => Some(Taken::Closed(Code::State)),
         },

@@ -12,6 +12,7 @@ pub mod bug;
 mod connection;
 mod consume;
 mod lead;
+mod leaders;
 mod letter;
 mod look;
 mod operation;
@@ -47,6 +48,7 @@ use self::{
     connection::Connection,
     consume::Subscriber,
     lead::{Attendee, Attending},
+    leaders::Audience,
     operation::{Operation, OperationId},
     peer::Peers,
     report::Counters,
@@ -125,6 +127,7 @@ pub struct Node {
     next_ask_look: Instant,
     /// Who leads each shard, as far as known: a hint.
     leaders: Vec<Option<(Term, NodeId)>>,
+    audience: Audience,
     /// Consumers of all nodes that are fed from here.
     attendees: BTreeMap<SubscriberId, Attendee>,
     attending: Attending,
@@ -193,6 +196,7 @@ impl Node {
             dirty: vec![true; shards.len()],
             wakes: vec![None; shards.len()],
             leaders: vec![None; shards.len()],
+            audience: Audience::default(),
             config,
             writer,
             shards,
@@ -292,6 +296,7 @@ impl Node {
             }
         }
         self.announce(now);
+        self.tell_leaders(now);
         // Looking after space looks at every shard: only where there is something new, and once for what becomes one batch.
         let changed = self.draining || self.in_flight.is_none() && std::mem::take(&mut self.changed);
         if self.stopped.is_none() {
@@ -334,7 +339,8 @@ impl Node {
         }
         let watermark = (self.in_flight.is_none() && self.writer.watermark_lags())
             .then_some(self.last_write + WATERMARK_PAUSE);
-        let others = [watermark, self.asking_wake(), self.peers_wake(), self.swarm_wake()];
+        let others =
+            [watermark, self.asking_wake(), self.peers_wake(), self.swarm_wake(), self.leaders_wake()];
         self.wakes.iter().copied().chain(others).flatten().min()
     }
 
@@ -353,6 +359,7 @@ impl Node {
             self.disk_failed(now, "the disk has lost what it had stored: it can only come back as a new one");
         }
         if index + 1 == self.shards.len() {
+            self.audience.knows(self.shards[index].state().applied);
             self.found(now);
             self.go_on(now);
         }

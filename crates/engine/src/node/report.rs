@@ -30,6 +30,7 @@ pub(super) struct Counters {
     pub(super) expired: u64,
     pub(super) settled: u64,
     pub(super) publish_frames: u64,
+    pub(super) passed_on: u64,
     pub(super) connections: u64,
     pub(super) refused_connections: u64,
     pub(super) malformed: u64,
@@ -137,6 +138,11 @@ impl Node {
         metrics.push(rejected);
         metrics.extend([
             counter("swarmmq_publish_frames_total", "Publish frames received.", counters.publish_frames),
+            counter(
+                "swarmmq_messages_passed_on_total",
+                "Messages of clients sent on to the node that leads their shard.",
+                counters.passed_on,
+            ),
             counter(
                 "swarmmq_messages_delivered_total",
                 "Deliveries: messages sent to consumers, again or for the first time.",

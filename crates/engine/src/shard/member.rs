@@ -26,7 +26,7 @@ pub const ROLE_STORE: u8 = 4;
 /// Voters of the cluster's own shard, at most.
 const CLUSTER_VOTERS_MAX: usize = 5;
 /// Nodes of a cluster, at most: what one status answer and one gossip round can tell of.
-pub const NODES_MAX: usize = 64;
+pub const NODES_MAX: usize = swarmmq_protocol::limits::NODES_MAX;
 /// Copies of each shard, unless the cluster was made with another number.
 pub const REPLICAS: u8 = 3;
 

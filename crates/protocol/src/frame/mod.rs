@@ -8,6 +8,7 @@
 
 mod consume;
 mod hello;
+mod leaders;
 mod publish;
 
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub use self::{
         Unsubscribe,
     },
     hello::{ClientHello, ClientProof, Refused, ServerHello, Welcome},
+    leaders::Leaders,
     publish::{Answer, CloseSession, OpenSession, Publish, Published, PublishedRun, Resolve, Resolved, Skip},
 };
 use crate::{
@@ -143,6 +145,10 @@ kinds! {
     Pong = 0x41;
     /// This node is stopping: go to another.
     GoAway = 0x42;
+    /// Who leads what? Tell me whenever that changes.
+    WatchLeaders = 0x43;
+    /// They do.
+    Leaders = 0x44;
 }
 
 /// A body that knows its kind.
@@ -359,6 +365,10 @@ empty!(
 empty!(
     /// Yes.
     Pong
+);
+empty!(
+    /// Who leads what? Answered with [`Leaders`], which comes again, unasked, whenever it changes.
+    WatchLeaders
 );
 
 /// This node is stopping.

@@ -193,6 +193,11 @@ fn examples() -> Vec<(u64, Frame)> {
         Frame::Ping(Ping),
         Frame::Pong(Pong),
         Frame::GoAway(GoAway { reason: "the node is stopping".into() }),
+        Frame::WatchLeaders(WatchLeaders),
+        Frame::Leaders(Leaders {
+            nodes: vec![(NodeId(1), "10.0.0.1:7420".into()), (NodeId(3), "10.0.0.3:7420".into())],
+            shards: vec![Some(NodeId(3)), None, Some(NodeId(1)), Some(NodeId(2))],
+        }),
     ];
     frames.into_iter().zip(1..).map(|(frame, request)| (request, frame)).collect()
 }
@@ -412,6 +417,9 @@ fn what_is_checked_first_is_what_is_read() {
         Frame::Settle(frame) => Some(Frame::Settle(Settle { items: often(&frame.items), ..frame })),
         Frame::Subscribe(frame) => Some(Frame::Subscribe(Subscribe { held: often(&frame.held), ..frame })),
         Frame::Answer(frame) => Some(Frame::Answer(Answer { message: frame.message.repeat(400), ..frame })),
+        Frame::Leaders(frame) => {
+            Some(Frame::Leaders(Leaders { shards: often(&frame.shards).repeat(4), ..frame }))
+        }
         Frame::AdminReply(AdminReply(AdminAnswer::Status(report))) => {
             let problems = often(&report.problems);
             Some(Frame::AdminReply(AdminReply(AdminAnswer::Status(StatusReport { problems, ..report }))))
@@ -419,7 +427,7 @@ fn what_is_checked_first_is_what_is_read() {
         _ => None,
     };
     let large: Vec<Frame> = all().filter_map(|(_, frame)| many(&frame)).collect();
-    assert_eq!(large.len(), 5);
+    assert_eq!(large.len(), 6);
     for frame in large {
         let bytes = encoded(7, &frame);
         assert!(bytes.len() > SMALL_BODY_BYTES + FRAME_HEADER_BYTES, "{frame:?}");
@@ -429,6 +437,20 @@ fn what_is_checked_first_is_what_is_read() {
         longer[..4].copy_from_slice(&((bytes.len() + 1 - FRAME_HEADER_BYTES) as u32).to_be_bytes());
         assert!(matches!(read(&longer), Err(FrameError::Body(_, DecodeError::TrailingBytes(1)))));
     }
+}
+
+#[test]
+fn a_list_of_leaders_names_no_more_nodes_than_a_cluster_has() {
+    let many = |count: u16| Leaders {
+        nodes: (1..=count).map(|node| (NodeId(node), "x".to_owned())).collect(),
+        shards: Vec::new(),
+    };
+    let bytes = encoded(1, &Frame::Leaders(many(65)));
+    assert_eq!(read(&bytes), Ok(Some((1, Frame::Leaders(many(64))))), "cut where it is written");
+    let mut forged = bytes.to_vec();
+    forged[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + 2].copy_from_slice(&65u16.to_be_bytes());
+    let error = FrameError::Body(FrameKind::Leaders, DecodeError::TooLarge("nodes"));
+    assert_eq!(read(&forged), Err(error));
 }
 
 #[test]
@@ -456,7 +478,7 @@ fn reasons_are_bounded() {
 
 proptest! {
     #[test]
-    fn random_bodies_never_panic(kind in 0usize..28, body in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn random_bodies_never_panic(kind in 0usize..30, body in prop::collection::vec(any::<u8>(), 0..300)) {
         let kind = FrameKind::ALL[kind % FrameKind::ALL.len()];
         let _decoded: Result<_, DecodeError> = Frame::decode(kind, body.into());
     }
