@@ -158,6 +158,63 @@ fn planned_restarts_of_every_node_cost_no_message() {
     until("the cluster is healthy", PATIENCE, || status(&dev).0 == 0);
 }
 
+/// Messages that these nodes took from clients, and those of them that they sent on to a leader.
+fn taken_and_passed_on(dev: &Dev, nodes: &[u16]) -> (f64, f64) {
+    let count = |node: u16, name: &str| {
+        let text = cluster::get(&dev.node_of(node, "admin"), "/metrics").1;
+        let line = text.lines().find(|line| line.split(' ').next() == Some(name));
+        line.and_then(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).expect("a number")
+    };
+    let sum = |name: &str| nodes.iter().map(|node| count(*node, name)).sum();
+    (sum("swarmmq_messages_accepted_total"), sum("swarmmq_messages_passed_on_total"))
+}
+
+/// Waits until so many messages in a row went straight to whoever leads.
+fn goes_to_leaders(dev: &Dev, nodes: &[u16]) {
+    let mut since = taken_and_passed_on(dev, nodes);
+    until("messages go to leaders", PATIENCE, || {
+        let now = taken_and_passed_on(dev, nodes);
+        if now.1 > since.1 {
+            since = now;
+        }
+        now.0 - since.0 >= 200.0
+    });
+}
+
+#[test]
+fn clients_that_know_one_server_talk_to_leaders_and_lose_nothing_when_one_is_killed() {
+    let _alone = alone();
+    let dev = Dev::up_with(5, &[]);
+    let server = dev.node_of(1, "client");
+    let keyring = dev.directory().join("client.keyring");
+    let words = ["bench", "e2e", "--producers", "2", "--consumers", "2", "--rate", "400", "--duration", "12"];
+    let where_from =
+        ["--order", "key", "--json", "--servers", &server, "--keyring", keyring.to_str().unwrap()];
+    let mut bench = dev.command(&[&words[..], &where_from].concat());
+    let bench = bench.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    goes_to_leaders(&dev, &[1, 2, 3, 4, 5]);
+
+    let leaders: BTreeSet<u64> = status(&dev).1["shards"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|shard| shard["leader"].as_u64().unwrap())
+        .collect();
+    let victim =
+        leaders.into_iter().find(|node| *node > 1).expect("not everything is led by one node") as u16;
+    ok(&dev.run(&["dev", "kill", &victim.to_string()]));
+    let others: Vec<u16> = (1..=5).filter(|node| *node != victim).collect();
+    goes_to_leaders(&dev, &others);
+
+    let output = bench.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{:?}", String::from_utf8_lossy(&output.stdout));
+    let report = last(&output);
+    for field in ["lost", "duplicated", "out_of_order", "unknown", "failed"] {
+        assert_eq!(report[field], 0, "{field} in {report}");
+    }
+    assert_eq!(report["published"], 4800, "{report}");
+}
+
 #[test]
 fn all_killed_at_once_remember_everything() {
     let _alone = alone();

@@ -1,6 +1,10 @@
 //! One TCP connection, authenticated: bytes to frames, frames to bytes.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::{Buf, Bytes, BytesMut};
 use swarmmq_protocol::{
@@ -110,6 +114,13 @@ impl Connection {
         let interest =
             if self.has_output() { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         self.stream.ready(interest).await.map(|_| ())
+    }
+
+    /// The same, for whoever waits for several at a time: only the latest waker is remembered.
+    pub(crate) fn poll_ready(&self, context: &mut Context<'_>) -> Poll<()> {
+        let readable = self.stream.poll_read_ready(context).is_ready();
+        let writable = self.has_output() && self.stream.poll_write_ready(context).is_ready();
+        if readable || writable { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// When something was last heard, or the peer last asked whether it is there.

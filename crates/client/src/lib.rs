@@ -28,8 +28,9 @@
 //! # }
 //! ```
 //!
-//! **Needs** a tokio runtime with I/O and time enabled. One [`SwarmMq`] is one connection and one task; all handles made
-//! from it share both, may be used from any task, and keep them alive.
+//! **Needs** a tokio runtime with I/O and time enabled. One [`SwarmMq`] is one task with one home connection, to any node, and
+//! where there is traffic for them direct connections to nodes that lead; all handles made from it share them, may be used
+//! from any task, and keep them alive.
 //!
 //! **Bounds.** A producer has at most [`ProducerOptions::in_flight`] messages under way and then waits; a consumer holds at
 //! most [`SubscribeOptions::credit_messages`].
@@ -88,6 +89,9 @@ pub struct Options {
     /// Silence after which a connection counts as broken, by default 10 s, at least 100 ms; after half of it the node is
     /// asked whether it is there.
     pub silence_max: Duration,
+    /// Ask the cluster who leads what, send messages to leaders directly where they can be reached, and fall back to any node
+    /// that the cluster names. By default true; otherwise everything goes by way of one of `servers`.
+    pub direct: bool,
 }
 
 impl Options {
@@ -101,15 +105,17 @@ impl Options {
             deadline: Duration::from_secs(30),
             close_timeout: Duration::from_secs(5),
             silence_max: Duration::from_secs(10),
+            direct: true,
         }
     }
 }
 
 /// A connection to a cluster, shared by its clones.
 ///
-/// It mends itself: when it breaks, or the node says that it is stopping, the next server is tried at once; when none of
-/// them takes it, all are tried again after growing, randomly spread pauses of at most 0.6 s. Servers of another cluster
-/// are refused.
+/// It mends itself: when it breaks, or the node says that it is stopping, the next server is tried at once, of those that
+/// were named and then of those that the cluster named; when none of them takes it, all are tried again after growing,
+/// randomly spread pauses of at most 0.6 s. Servers of another cluster are refused. Messages go to the nodes that lead,
+/// where these can be reached, and by way of the home connection otherwise: see [`Options::direct`].
 ///
 /// **Dropped**, it lives on while there are clones, producers, consumers or received messages. With the last of them it ends
 /// in the background as with [`SwarmMq::close`].

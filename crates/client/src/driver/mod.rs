@@ -1,11 +1,13 @@
-//! The task behind a [`crate::SwarmMq`]: owns the connection and every session on it, and only carries bytes and news
-//! between them. What is retried, re-claimed or filtered is decided in `protocol::session`.
+//! The task behind a [`crate::SwarmMq`]: owns the home connection, the direct ones to leaders and every session, and only
+//! carries bytes and news between them. What is retried, re-claimed, filtered, or sent which way is decided in
+//! `protocol::session`.
 //!
 //! Each room below owns one kind of session with everything that the program waits for in it; this file connects,
 //! sorts frames to rooms, keeps time, and ends.
 
 mod clock;
 mod consumers;
+mod direct;
 mod orders;
 mod producers;
 mod questions;
@@ -16,15 +18,16 @@ use std::{pin::pin, time::Duration};
 use bytes::{Bytes, BytesMut};
 use swarmmq_protocol::{
     error::{Code, Outcome},
-    frame::{self, Answer, Frame, FrameHeader, FrameKind, Ping},
-    id::ClusterId,
-    session::handshake::ClientReady,
+    frame::{self, Answer, Frame, FrameHeader, FrameKind, Leaders, Ping, WatchLeaders},
+    id::{ClusterId, NodeId},
+    session::{handshake::ClientReady, ways::Way},
 };
 use tokio::sync::{mpsc, oneshot};
 
 use self::{
     clock::Clock,
     consumers::Consumers,
+    direct::{Directs, Stir},
     producers::Producers,
     questions::Questions,
     tags::{Owner, Tags},
@@ -107,6 +110,11 @@ pub(crate) struct Driver {
     abandoned: bool,
     first: Option<First>,
     cluster: Option<ClusterId>,
+    /// The node of the home connection, now or last.
+    home: Option<NodeId>,
+    /// Where the cluster says that its nodes are, in an order of this client's own.
+    doors: Vec<(NodeId, String)>,
+    direct: Directs,
     clock: Clock,
     tags: Tags,
     producers: Producers,
@@ -129,6 +137,9 @@ impl Driver {
             abandoned: false,
             first: Some(first),
             cluster: None,
+            home: None,
+            doors: Vec::new(),
+            direct: Directs::new(),
             tags: Tags::default(),
             producers: Producers::new(clock, options.keyring.clone(), tags::ORDERS, goodbye),
             consumers: Consumers::new(clock, &options.keyring, commands, goodbye),
@@ -146,8 +157,8 @@ impl Driver {
     }
 
     async fn live(&mut self) {
-        let servers = shuffled(self.options.servers.clone());
-        if servers.is_empty() {
+        let given = shuffled(self.options.servers.clone());
+        if given.is_empty() {
             self.no_connection(Error::Unreachable { servers: String::new(), last: "none was given".into() });
             return;
         }
@@ -159,6 +170,7 @@ impl Driver {
         let mut refusals = 0;
         let mut cause = String::new();
         loop {
+            let servers = self.servers(&given);
             let server = &servers[attempt % servers.len()];
             attempt = attempt.wrapping_add(1);
             let began = tokio::time::Instant::now();
@@ -180,6 +192,10 @@ impl Driver {
                     let began = tokio::time::Instant::now();
                     if !self.connected(&ready) {
                         return;
+                    }
+                    let mut connection = connection;
+                    if self.options.direct {
+                        frame::encode(&WatchLeaders, tags::QUESTIONS << 48, &mut connection.out);
                     }
                     if let Served::Done = self.serve(connection).await {
                         return;
@@ -208,7 +224,7 @@ impl Driver {
                             }
                             let late = tokio::time::Instant::now() >= give_up;
                             let last = cause.clone();
-                            late.then(|| Error::Unreachable { servers: servers.join(","), last })
+                            late.then(|| Error::Unreachable { servers: given.join(","), last })
                         }
                     };
                     if let Some(error) = fatal
@@ -232,6 +248,12 @@ impl Driver {
                 return;
             }
         }
+    }
+
+    /// Where home may be: the servers that the program named, then those that the cluster named.
+    fn servers(&self, given: &[String]) -> Vec<String> {
+        let learned = self.doors.iter().map(|(_, door)| door).filter(|door| !given.contains(door));
+        given.iter().chain(learned).cloned().collect()
     }
 
     fn no_connection(&mut self, error: Error) {
@@ -265,13 +287,17 @@ impl Driver {
             return false;
         }
         let window = (welcome.publish_window_messages, welcome.publish_window_bytes);
-        self.producers.connected(window, welcome.shard_count);
+        self.home = Some(ready.node);
+        self.direct.home(self.home);
+        self.producers.welcomed(welcome.shard_count);
+        self.producers.connected(Way::Home, window);
         self.consumers.connected();
         true
     }
 
     fn disconnected(&mut self) {
-        self.producers.disconnected();
+        self.direct.home(None);
+        self.producers.disconnected(Way::Home);
         self.consumers.disconnected();
         self.questions.disconnected();
     }
@@ -282,7 +308,7 @@ impl Driver {
         let mut nowhere = BytesMut::new();
         loop {
             self.questions.expire(self.clock.now());
-            self.producers.pump(&mut self.tags, &mut nowhere);
+            self.pump_producers(&mut nowhere);
             self.consumers.tell(&mut self.tags);
             if self.closed(false) {
                 return None;
@@ -291,6 +317,7 @@ impl Driver {
             tokio::select! {
                 biased;
                 done = &mut wait => return Some(done),
+                stir = self.direct.stirs() => self.stirred(stir),
                 command = self.inbox.recv(), if !self.abandoned => self.take_commands(command),
                 () = tokio::time::sleep_until(wake) => {}
             }
@@ -304,14 +331,15 @@ impl Driver {
                 return Served::Broken;
             }
             self.questions.pump(self.clock.now(), &mut connection.out);
-            self.producers.pump(&mut self.tags, &mut connection.out);
+            self.pump_producers(&mut connection.out);
             self.consumers.pump(&mut connection.out);
             self.consumers.tell(&mut self.tags);
             if connection.write().is_err() {
                 return Served::Broken;
             }
             // A node that does not read must not keep the program from ending.
-            if self.closed(true) && (self.is_late() || !connection.has_output()) {
+            let said = !connection.has_output() && !self.direct.has_output();
+            if self.closed(true) && (self.is_late() || said) {
                 return Served::Done;
             }
             let wake = self.next_wake().min(connection.checked_at() + self.ping_pause());
@@ -321,12 +349,88 @@ impl Driver {
                     if ready.is_err() || !self.hear(&mut connection) {
                         return Served::Broken;
                     }
+                    self.look_at_direct();
                     self.take_waiting_commands();
                 }
+                stir = self.direct.stirs() => self.stirred(stir),
                 command = self.inbox.recv(), if !self.abandoned => self.take_commands(command),
                 () = tokio::time::sleep_until(wake) => {}
             }
         }
+    }
+
+    /// Writes what producers have to say, home and to leaders. What a direct connection cannot carry goes home at once.
+    fn pump_producers(&mut self, home: &mut BytesMut) {
+        loop {
+            self.producers.pump(&mut self.tags, home, self.direct.connections());
+            let is_free = self.direct.steer(self.clock.now(), &self.options, &mut self.producers);
+            let dead = self.direct.write(self.ping_pause());
+            if dead.is_empty() && !is_free {
+                return;
+            }
+            let now = self.clock.now();
+            dead.into_iter().for_each(|node| self.direct.lost(now, node, &mut self.producers));
+        }
+    }
+
+    /// Something happened on a direct connection.
+    fn stirred(&mut self, stir: Stir) {
+        let now = self.clock.now();
+        match stir {
+            Stir::Tried(attempt) => self.direct.tried(now, *attempt, self.cluster, &mut self.producers),
+            Stir::Ready(node) => self.hear_direct(node),
+        }
+        self.take_waiting_commands();
+    }
+
+    /// Whatever has happened on direct connections meanwhile: home may never be silent, and they must not wait for that.
+    fn look_at_direct(&mut self) {
+        while let Some(attempt) = self.direct.try_tried() {
+            self.direct.tried(self.clock.now(), attempt, self.cluster, &mut self.producers);
+        }
+        self.direct.nodes().into_iter().for_each(|node| self.hear_direct(node));
+    }
+
+    fn hear_direct(&mut self, node: NodeId) {
+        let (frames, is_open) = self.direct.hear(node);
+        let understood = frames.into_iter().all(|(header, body)| self.direct_frame(node, header, body));
+        if !(is_open && understood) {
+            self.direct.lost(self.clock.now(), node, &mut self.producers);
+        }
+    }
+
+    /// A frame of a direct connection: answers for producers, and little else. False: the connection is over.
+    fn direct_frame(&mut self, node: NodeId, header: FrameHeader, body: Bytes) -> bool {
+        let Ok(frame) = Frame::decode(header.kind, body) else { return false };
+        let owner = self.tags.owner(header.request >> 48);
+        match (frame, owner) {
+            (Frame::Published(published), Some(Owner::Producer(number))) => {
+                self.producers.published(number, header.request, &published);
+            }
+            (Frame::Answer(answer), Some(Owner::Producer(number))) => {
+                self.producers.answered(number, header.request, &answer);
+            }
+            // Of a session that is over.
+            (Frame::Published(_) | Frame::Answer(_) | Frame::Pong(_), _) => {}
+            (Frame::GoAway(_), _) => self.direct.going_away(node),
+            (Frame::Ping(_), _) => self.direct.pong(node, header.request),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Who leads what, and where.
+    fn learned(&mut self, leaders: &Leaders) {
+        self.direct.learned(leaders);
+        self.producers.learned(&leaders.shards);
+        self.doors.retain(|door| leaders.nodes.contains(door));
+        let new = leaders.nodes.iter().filter(|door| !self.doors.contains(door)).cloned().collect();
+        self.doors.extend(shuffled(new));
+    }
+
+    /// Whether there is another node than the one at hand.
+    fn has_others(&self) -> bool {
+        self.options.servers.len() > 1 || self.doors.iter().any(|(node, _)| Some(*node) != self.home)
     }
 
     /// Half of the silence that is bearable: then a question, then the same time for its answer.
@@ -349,8 +453,14 @@ impl Driver {
     }
 
     fn next_wake(&self) -> tokio::time::Instant {
-        let wakes = [self.producers.next_wake(), self.consumers.next_wake(), self.questions.next_wake()];
+        let wakes = [
+            self.producers.next_wake(),
+            self.consumers.next_wake(),
+            self.questions.next_wake(),
+            self.direct.next_step(),
+        ];
         let next = wakes.into_iter().flatten().min().map(|at| self.clock.at(at));
+        let next = [next, self.direct.next_wake(self.ping_pause())].into_iter().flatten().min();
         let next = next.unwrap_or_else(|| tokio::time::Instant::now() + SLEEP_MAX);
         self.closing.as_ref().map_or(next, |closing| next.min(closing.until))
     }
@@ -455,7 +565,8 @@ impl Driver {
             Frame::Peeked(peeked) => self.questions.peeked(request, peeked),
             Frame::Ping(_) => frame::encode(&frame::Pong, request, &mut connection.out),
             // The node is stopping: what is under way is repeated elsewhere, or here when it is back.
-            Frame::GoAway(_) => return self.options.servers.len() == 1,
+            Frame::GoAway(_) => return !self.has_others(),
+            Frame::Leaders(leaders) => self.learned(&leaders),
             Frame::Refused(_) => return false,
             _ => return header.kind == FrameKind::Pong,
         }
@@ -508,7 +619,7 @@ impl Driver {
 }
 
 /// In any order, so that not all clients go to the same node, and not all from there to the same next one.
-fn shuffled(mut servers: Vec<String>) -> Vec<String> {
+fn shuffled<T>(mut servers: Vec<T>) -> Vec<T> {
     for place in 1..servers.len() {
         servers.swap(place, usize::from_be_bytes(crate::random()) % (place + 1));
     }

@@ -15,10 +15,13 @@ use swarmmq_protocol::{
     envelope,
     error::Code,
     frame::{Answer, Published},
-    id::{Address, ProducerEpoch, ProducerId, Salt, ShardId},
+    id::{Address, NodeId, ProducerEpoch, ProducerId, Salt, ShardId},
     limits::{ADDRESS_BYTES_MAX, MAC_BYTES, PLAINTEXT_FRAMING_BYTES_MAX, TAG_BYTES},
     mac,
-    session::producer::{self, ProducerConfig, Resolution, SendResult},
+    session::{
+        producer::{self, ProducerConfig, Resolution, SendResult},
+        ways::{Way, Ways},
+    },
     time::Instant,
 };
 use swarmmq_seal::{ClientKeyring, Draft, SESSION_MESSAGES_MAX, Sealer, UserHeader};
@@ -32,6 +35,7 @@ use super::{
 };
 use crate::{
     Error, Message, ProducerOptions, Receipt, SendError,
+    connection::Connection,
     producer::{SendReply, Submission},
 };
 
@@ -100,8 +104,9 @@ pub(super) struct Producers {
     goodbye: Duration,
     session_messages_max: u64,
     shard_count: u32,
-    /// Of the connection, if there is one.
-    window: Option<Window>,
+    /// The connections that there are, as a new session finds them.
+    ways: Ways,
+    is_home: bool,
     states: BTreeMap<u64, State>,
     /// Producers for which there was no room at all.
     turned_away: BTreeSet<u64>,
@@ -123,7 +128,8 @@ impl Producers {
             goodbye,
             session_messages_max: SESSION_MESSAGES_MAX,
             shard_count: 1,
-            window: None,
+            ways: Ways::default(),
+            is_home: false,
             states: BTreeMap::new(),
             turned_away: BTreeSet::new(),
             orders: Orders::new(orders_tag),
@@ -134,16 +140,45 @@ impl Producers {
         }
     }
 
-    pub(super) fn connected(&mut self, window: Window, shard_count: u32) {
-        self.window = Some(window);
+    pub(super) fn welcomed(&mut self, shard_count: u32) {
         self.shard_count = shard_count;
-        self.states.values_mut().for_each(|state| state.session.connected(window.0, window.1));
     }
 
-    pub(super) fn disconnected(&mut self) {
-        self.window = None;
-        self.orders.disconnected();
-        self.states.values_mut().for_each(|state| state.session.disconnected());
+    pub(super) fn connected(&mut self, way: Way, window: Window) {
+        self.is_home |= way == Way::Home;
+        self.ways.opened(way, window.0, window.1);
+        self.states.values_mut().for_each(|state| state.session.connected(way, window.0, window.1));
+    }
+
+    /// Who leads each data shard.
+    pub(super) fn learned(&mut self, leaders: &[Option<NodeId>]) {
+        self.ways.learned(leaders);
+        self.states.values_mut().for_each(|state| state.session.learned(leaders));
+    }
+
+    /// Leaders to which direct connections would be of use.
+    pub(super) fn take_wishes(&mut self, into: &mut BTreeSet<NodeId>) {
+        self.states.values_mut().for_each(|state| state.session.take_wishes(into));
+    }
+
+    /// Nothing new is sent over this connection.
+    pub(super) fn leaving(&mut self, way: Way) {
+        self.ways.leaving(way);
+        self.states.values_mut().for_each(|state| state.session.leaving(way));
+    }
+
+    /// Whether everything sent over this connection was answered.
+    pub(super) fn is_drained(&self, way: Way) -> bool {
+        self.states.values().all(|state| state.session.is_drained(way))
+    }
+
+    pub(super) fn disconnected(&mut self, way: Way) {
+        if way == Way::Home {
+            self.is_home = false;
+            self.orders.disconnected();
+        }
+        self.ways.lost(way);
+        self.states.values_mut().for_each(|state| state.session.disconnected(way));
     }
 
     pub(super) fn open(
@@ -196,10 +231,9 @@ impl Producers {
             window_messages: options.in_flight.max(1).saturating_mul(WINDOW_FACTOR),
             window_bytes: WINDOW_BYTES,
             seed: u64::from_be_bytes(crate::random()),
+            slip: None,
         });
-        if let Some((messages, bytes)) = self.window {
-            session.connected(messages, bytes);
-        }
+        session.take_ways(self.ways.clone());
         (session, Sealer::new(&self.keyring, producer, epoch, salt))
     }
 
@@ -213,7 +247,7 @@ impl Producers {
         }
         let (mut session, sealer) = self.session(tag, options, None);
         let state = self.states.get_mut(&number).expect("looked up above");
-        session.adopt_window(&state.session);
+        session.adopt_ways(&state.session);
         debug_assert!(state.waiting.is_empty(), "a session ends when all of its fates are known");
         (state.tag, state.session, state.sealer) = (tag, session, sealer);
         state.seals_left = self.session_messages_max;
@@ -327,8 +361,14 @@ impl Producers {
         self.states.values().all(State::is_quiet)
     }
 
-    /// Writes what can be sent, and tells the program what became known. Deadlines pass without a connection too.
-    pub(super) fn pump(&mut self, tags: &mut Tags, out: &mut BytesMut) {
+    /// Writes what can be sent home and over direct connections, and tells the program what became known. Deadlines pass
+    /// without any connection too.
+    pub(super) fn pump(
+        &mut self,
+        tags: &mut Tags,
+        home: &mut BytesMut,
+        direct: &mut BTreeMap<NodeId, Connection>,
+    ) {
         let now = self.clock.now();
         self.hear_fates(now, tags);
         self.expire(now);
@@ -343,10 +383,13 @@ impl Producers {
             if state.closing && state.unplaced == 0 && state.backlog.is_empty() {
                 state.session.close();
             }
-            state.session.pump(now, out);
+            state.session.pump(now, Way::Home, home);
+            for (node, connection) in &mut *direct {
+                state.session.pump(now, Way::Direct(*node), &mut connection.out);
+            }
         }
-        if self.window.is_some() {
-            self.orders.pump(now, out);
+        if self.is_home {
+            self.orders.pump(now, home);
         }
         self.hear_fates(now, tags);
     }
@@ -439,7 +482,7 @@ impl Producers {
     pub(super) fn next_wake(&self) -> Option<Instant> {
         let now = self.clock.now();
         let late = Some(self.next_late).filter(|at| at.0 != u64::MAX);
-        let orders = self.window.and_then(|_| self.orders.next_wake());
+        let orders = if self.is_home { self.orders.next_wake() } else { None };
         let sessions =
             self.states.values().flat_map(|state| [state.session.next_wake(now), state.goodbye_until]);
         sessions.chain([late, orders]).flatten().min()
@@ -450,8 +493,8 @@ impl Producers {
         let mut nowhere = BytesMut::new();
         for state in self.states.values_mut() {
             // At the end of time every deadline has passed, and the session knows what was ever sent.
-            state.session.disconnected();
-            state.session.pump(Instant(u64::MAX), &mut nowhere);
+            state.session.cut_off();
+            state.session.pump(Instant(u64::MAX), Way::Home, &mut nowhere);
             state.session.take_resolutions(&mut self.resolutions);
             for Resolution { ticket, result } in self.resolutions.drain(..) {
                 let Some(waiting) = state.waiting.remove(&ticket) else { continue };
@@ -583,7 +626,8 @@ mod tests {
             let mut producers =
                 Producers::new(Clock::start(), keyring, super::super::tags::ORDERS, Duration::from_secs(60));
             producers.session_messages_max = session_messages_max;
-            producers.connected((100, 1 << 30), 4);
+            producers.welcomed(4);
+            producers.connected(Way::Home, (100, 1 << 30));
             let mut tags = Tags::default();
             producers.open(&mut tags, NUMBER, options, None);
             Self { producers, tags, permits: Arc::new(Semaphore::new(100)) }
@@ -604,7 +648,7 @@ mod tests {
 
         fn pump(&mut self) -> Vec<(u64, Frame)> {
             let mut out = BytesMut::new();
-            self.producers.pump(&mut self.tags, &mut out);
+            self.producers.pump(&mut self.tags, &mut out, &mut BTreeMap::new());
             let mut reader = FrameReader::new();
             reader.set_authenticated();
             reader.buffer().extend_from_slice(&out);

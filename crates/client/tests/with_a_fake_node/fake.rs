@@ -48,11 +48,16 @@ pub(crate) fn keyring(seed: u8) -> ClientKeyring {
 /// A pretended node.
 pub(crate) struct FakeNode {
     listener: TcpListener,
+    node: NodeId,
 }
 
 impl FakeNode {
     pub(crate) async fn start() -> Self {
-        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap() }
+        Self::start_as(NodeId(1)).await
+    }
+
+    pub(crate) async fn start_as(node: NodeId) -> Self {
+        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap(), node }
     }
 
     pub(crate) fn address(&self) -> String {
@@ -81,8 +86,8 @@ impl FakeNode {
         soon(async {
             loop {
                 let (stream, _) = self.listener.accept().await.unwrap();
-                let mut peer = Peer { stream, reader: FrameReader::new() };
-                if peer.handshake(cluster).await.is_some() {
+                let mut peer = Peer { stream, reader: FrameReader::new(), watched: false };
+                if peer.handshake(cluster, self.node).await.is_some() {
                     return peer;
                 }
             }
@@ -100,12 +105,14 @@ impl FakeNode {
 pub(crate) struct Peer {
     stream: TcpStream,
     reader: FrameReader,
+    /// The client wants to know who leads.
+    watched: bool,
 }
 
 impl Peer {
-    async fn handshake(&mut self, cluster: ClusterId) -> Option<()> {
+    async fn handshake(&mut self, cluster: ClusterId, node: NodeId) -> Option<()> {
         let token = keyring(1).access_token();
-        let mut handshake = ServerHandshake::new(token, cluster, NodeId(1), SHARDS, [7; 32]);
+        let mut handshake = ServerHandshake::new(token, cluster, node, SHARDS, [7; 32]);
         loop {
             let (header, body) = self.read_frame().await?;
             let mut out = BytesMut::new();
@@ -129,10 +136,21 @@ impl Peer {
         }
     }
 
-    /// The client's next frame and its request number; `None`: it has closed the connection.
+    /// The client's next frame and its request number; `None`: it has closed the connection. That it wants to know who leads
+    /// goes without saying.
     pub(crate) async fn next(&mut self) -> Option<(u64, Frame)> {
-        let (header, body) = soon(self.read_frame()).await?;
-        Some((header.request, Frame::decode(header.kind, body).unwrap()))
+        loop {
+            let (header, body) = soon(self.read_frame()).await?;
+            match Frame::decode(header.kind, body).unwrap() {
+                Frame::WatchLeaders(_) => self.watched = true,
+                frame => return Some((header.request, frame)),
+            }
+        }
+    }
+
+    /// Whether the client has asked who leads.
+    pub(crate) fn watched(&self) -> bool {
+        self.watched
     }
 
     pub(crate) async fn send<B: Body>(&mut self, request: u64, body: &B) {

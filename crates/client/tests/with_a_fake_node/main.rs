@@ -4,4 +4,5 @@ mod asking;
 mod connecting;
 mod consuming;
 mod fake;
+mod leading;
 mod producing;

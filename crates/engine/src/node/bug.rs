@@ -45,6 +45,10 @@ pub enum Bug {
     FailWhenUnsure,
     /// Deliver on in a reign that is over.
     KeepLeasesOverReigns,
+    /// A producer takes another connection for a shard while it waits for answers on the one before.
+    MoveUndrained,
+    /// A producer forgets the copies that it sent over a direct connection that broke.
+    ForgetLostCopies,
 }
 
 /// Every bug there is, in order.
@@ -70,6 +74,8 @@ pub const ALL: &[Bug] = &[
     Bug::ServeBeforeOwnTerm,
     Bug::FailWhenUnsure,
     Bug::KeepLeasesOverReigns,
+    Bug::MoveUndrained,
+    Bug::ForgetLostCopies,
 ];
 
 /// The planted bugs of one run.

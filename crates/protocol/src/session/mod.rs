@@ -1,6 +1,9 @@
 //! Both ends of a connection as pure machines: bytes of frames in, bytes of frames and verdicts out.
 
 pub mod consumer;
+pub mod direct;
 pub mod handshake;
+mod lane;
 pub mod peer;
 pub mod producer;
+pub mod ways;

@@ -1,28 +1,30 @@
 //! The sending end: numbers messages, keeps the sealed bytes until their fate is known, and repeats exactly those bytes.
 //!
 //! One lane per shard. A message is pinned to its lane and its sequence before it is first sent. Invariants: sequences of
-//! a lane follow each other without gaps; what was sealed under a sequence is never replaced; *failed* is reported only
-//! when no copy can take effect any more, which means: never sent, or every copy was answered with a refusal and none is
-//! sent again, or its sequence was closed by a committed skip (safety rules 1 and 2).
+//! a lane follow each other without gaps; what was sealed under a sequence is never replaced; a lane takes another
+//! connection only when nothing of it is unanswered on the one before, or that one is lost, so its frames never overtake
+//! each other; *failed* is reported only when no copy can take effect any more, which means: never sent, or every copy was
+//! answered with a refusal and none is sent again, or its sequence was closed by a committed skip (safety rules 1 and 2).
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 
+use super::{
+    lane::{BACKOFF_FIRST, BACKOFF_MAX, Door, Item, Lane, Stage},
+    ways::{Way, Ways},
+};
 use crate::{
     error::{Code, Outcome},
     frame::{self, Answer, CloseSession, OpenSession, Publish, Published, Skip},
-    id::{MessageId, Offset, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
+    id::{MessageId, NodeId, Offset, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
     limits::{BATCH_MESSAGES_MAX, PUBLISH_BYTES_MAX},
     time::{Instant, WallTime},
 };
 
-/// First pause after a refusal that may pass; doubles up to [`BACKOFF_MAX`].
-const BACKOFF_FIRST: Duration = Duration::from_millis(5);
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// Time that a message whose caller was told *unknown* is still repeated, before its sequence is given up.
 const LINGER: Duration = Duration::from_secs(120);
 /// Messages that may be repeated after a refusal per message sent for the first time, in thousandths.
@@ -49,6 +51,17 @@ pub struct ProducerConfig {
     pub window_bytes: usize,
     /// Seed of the jitter.
     pub seed: u64,
+    /// Planted where judges are judged; nowhere else.
+    pub slip: Option<Slip>,
+}
+
+/// Classic mistakes of a sender with several ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slip {
+    /// A lane takes another way while it waits for answers on the one before.
+    MoveUndrained,
+    /// What was unanswered on a direct way that is lost counts as never sent.
+    ForgetLostCopies,
 }
 
 /// How a send ended.
@@ -78,61 +91,6 @@ pub struct Resolution {
     pub result: SendResult,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// To be sent, again or for the first time.
-    Pending,
-    InFlight,
-    /// Its sequence is to be closed; then it has failed.
-    Doomed(Code),
-    Skipping(Code),
-    Done,
-}
-
-#[derive(Debug)]
-struct Item {
-    ticket: u64,
-    sealed: Bytes,
-    deadline: Instant,
-    stage: Stage,
-    ever_sent: bool,
-    /// A copy has no certain answer: its connection broke, or nobody knew.
-    unsure: bool,
-    /// Why the latest copy was refused.
-    refusal: Option<Code>,
-    /// The caller knows the fate already.
-    told: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Door {
-    Unopened,
-    Opening,
-    Open,
-    Closing,
-    Closed,
-}
-
-#[derive(Debug)]
-struct Lane {
-    door: Door,
-    /// Sequence of the first item.
-    first: u64,
-    items: VecDeque<Item>,
-    /// Items before this one are not pending; only a hint where to look.
-    look_from: usize,
-    pending: usize,
-    /// Items that are doomed or being skipped: nothing behind them can be taken yet.
-    doomed: usize,
-    retry_at: Instant,
-    backoff: Duration,
-    skipping: bool,
-    /// A range was refused because a message had been taken under one of its sequences: they are asked for one by one.
-    skip_singly: bool,
-    /// No deadline of any item lies before.
-    next_deadline: Instant,
-}
-
 #[derive(Clone, Copy, Debug)]
 enum Asked {
     Open(ShardId),
@@ -141,10 +99,12 @@ enum Asked {
     Close(ShardId),
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Window {
-    messages: u32,
-    bytes: u64,
+impl Asked {
+    fn shard(&self) -> ShardId {
+        match *self {
+            Self::Open(shard) | Self::Publish { shard, .. } | Self::Skip(shard) | Self::Close(shard) => shard,
+        }
+    }
 }
 
 /// One producer session.
@@ -154,8 +114,7 @@ pub struct Producer {
     lanes: BTreeMap<ShardId, Lane>,
     asked: BTreeMap<u64, Asked>,
     next_request: u64,
-    /// What the connection still allows; `None`: not connected.
-    window: Option<Window>,
+    ways: Ways,
     open_messages: usize,
     open_bytes: usize,
     retry_budget_thousandths: u64,
@@ -175,7 +134,7 @@ impl Producer {
             lanes: BTreeMap::new(),
             asked: BTreeMap::new(),
             next_request,
-            window: None,
+            ways: Ways::default(),
             open_messages: 0,
             open_bytes: 0,
             retry_budget_thousandths: RETRY_FLOOR_THOUSANDTHS,
@@ -218,19 +177,7 @@ impl Producer {
         deadline: Instant,
         seal: impl FnOnce(Sequence) -> Result<Bytes, E>,
     ) -> Result<Sequence, E> {
-        let lane = self.lanes.entry(shard).or_insert_with(|| Lane {
-            door: Door::Unopened,
-            first: 1,
-            items: VecDeque::new(),
-            look_from: 0,
-            pending: 0,
-            doomed: 0,
-            retry_at: Instant(0),
-            backoff: BACKOFF_FIRST,
-            skipping: false,
-            skip_singly: false,
-            next_deadline: Instant(u64::MAX),
-        });
+        let lane = self.lanes.entry(shard).or_insert_with(Lane::new);
         let sequence = Sequence(lane.first + lane.items.len() as u64);
         let sealed = seal(sequence)?;
         self.open_messages += 1;
@@ -251,46 +198,60 @@ impl Producer {
         Ok(sequence)
     }
 
+    /// Goes on with connections that are there already.
+    pub fn take_ways(&mut self, ways: Ways) {
+        self.ways = ways;
+    }
+
+    /// Goes on where a fenced session stood: on the same connections.
+    pub fn adopt_ways(&mut self, fenced: &Self) {
+        self.ways = fenced.ways.clone();
+    }
+
     /// A connection is open and allows this much unanswered.
-    pub fn connected(&mut self, messages: u32, bytes: u64) {
-        self.window = Some(Window { messages, bytes });
+    pub fn connected(&mut self, way: Way, messages: u32, bytes: u64) {
+        self.ways.opened(way, messages, bytes);
     }
 
-    /// Whether a connection is open.
+    /// Whether any connection is open.
     pub fn is_connected(&self) -> bool {
-        self.window.is_some()
+        !self.ways.is_empty()
     }
 
-    /// Goes on where a fenced session stood: on the same connection.
-    pub fn adopt_window(&mut self, fenced: &Self) {
-        self.window = fenced.window;
+    /// Who leads each data shard, in order, as far as known.
+    pub fn learned(&mut self, leaders: &[Option<NodeId>]) {
+        self.ways.learned(leaders);
     }
 
-    /// The connection is gone: what was unanswered will be repeated on the next one.
-    pub fn disconnected(&mut self) {
-        self.window = None;
-        self.asked.clear();
-        for lane in self.lanes.values_mut() {
-            lane.door = match lane.door {
-                Door::Opening => Door::Unopened,
-                Door::Closing => Door::Open,
-                other => other,
-            };
-            lane.skipping = false;
-            lane.look_from = 0;
+    /// Leaders to which direct connections would be of use, since the last call.
+    pub fn take_wishes(&mut self, into: &mut BTreeSet<NodeId>) {
+        self.ways.take_wishes(into);
+    }
+
+    /// Nothing new is sent over this connection.
+    pub fn leaving(&mut self, way: Way) {
+        self.ways.leaving(way);
+    }
+
+    /// Whether everything sent over this connection was answered.
+    pub fn is_drained(&self, way: Way) -> bool {
+        self.lanes.values().all(|lane| lane.way != way || lane.unanswered == 0)
+    }
+
+    /// All connections are gone.
+    pub fn cut_off(&mut self) {
+        self.ways.all().into_iter().for_each(|way| self.disconnected(way));
+    }
+
+    /// A connection is gone: what was unanswered on it will be repeated on another.
+    pub fn disconnected(&mut self, way: Way) {
+        self.ways.lost(way);
+        let lanes = &self.lanes;
+        self.asked.retain(|_, asked| lanes[&asked.shard()].way != way);
+        let forgets = self.config.slip == Some(Slip::ForgetLostCopies) && way != Way::Home;
+        for lane in self.lanes.values_mut().filter(|lane| lane.way == way) {
             lane.retry_at = Instant(0);
-            for item in &mut lane.items {
-                match item.stage {
-                    Stage::InFlight => {
-                        item.stage = Stage::Pending;
-                        item.unsure = true;
-                        lane.pending += 1;
-                        lane.next_deadline = lane.next_deadline.min(item.deadline);
-                    }
-                    Stage::Skipping(code) => item.stage = Stage::Doomed(code),
-                    _ => {}
-                }
-            }
+            lane.take_back(!forgets);
         }
     }
 
@@ -314,23 +275,44 @@ impl Producer {
         into.append(&mut self.resolutions);
     }
 
-    /// Writes what can be sent now, everything at hand in as few frames as possible.
-    pub fn pump(&mut self, now: Instant, out: &mut BytesMut) {
+    /// Writes what can be sent over this connection now, everything at hand in as few frames as possible.
+    pub fn pump(&mut self, now: Instant, way: Way, out: &mut BytesMut) {
         self.expire(now);
-        if self.window.is_none() || self.fenced.is_some() {
+        if !self.ways.is_open(way) || self.fenced.is_some() {
             return;
         }
         let shards: Vec<ShardId> = self.lanes.keys().copied().collect();
         for shard in shards {
-            self.pump_lane(now, shard, out);
+            if self.way_of(shard) == Some(way) {
+                self.pump_lane(now, shard, out);
+            }
         }
+    }
+
+    /// The way that a lane takes now. `None`: there is none, or the lane must be drained before it takes another.
+    fn way_of(&mut self, shard: ShardId) -> Option<Way> {
+        let best = self.ways.best(shard)?;
+        let lane = self.lanes.get_mut(&shard).expect("listed by the caller");
+        if lane.way != best && lane.unanswered > 0 && self.config.slip != Some(Slip::MoveUndrained) {
+            return None;
+        }
+        lane.way = best;
+        Some(best)
     }
 
     fn request(&mut self, asked: Asked) -> u64 {
         let request = self.next_request;
         self.next_request += 1;
         self.asked.insert(request, asked);
+        self.lanes.get_mut(&asked.shard()).expect("who asks has a lane").unanswered += 1;
         request
+    }
+
+    /// What `request` was, now that it is answered.
+    fn answered(&mut self, request: u64) -> Option<Asked> {
+        let asked = self.asked.remove(&request)?;
+        self.lanes.get_mut(&asked.shard()).expect("lanes are never removed").unanswered -= 1;
+        Some(asked)
     }
 
     fn pump_lane(&mut self, now: Instant, shard: ShardId, out: &mut BytesMut) {
@@ -386,8 +368,8 @@ impl Producer {
 
     /// Sends the next run of pending messages. False: there is none, or the window is used up.
     fn publish(&mut self, now: Instant, shard: ShardId, out: &mut BytesMut) -> bool {
-        let Some(window) = self.window.as_mut() else { return false };
         let lane = self.lanes.get_mut(&shard).expect("listed by the caller");
+        let Some(window) = self.ways.window(lane.way) else { return false };
         if lane.pending == 0 || window.messages == 0 {
             return false;
         }
@@ -440,6 +422,7 @@ impl Producer {
             messages: messages.freeze(),
         };
         let first = lane.first + from as u64;
+        self.ways.wish(shard);
         let request = self.request(Asked::Publish { shard, first, count: count as u16 });
         frame::encode(&publish, request, out);
         true
@@ -452,7 +435,13 @@ impl Producer {
 
     /// Takes the answer to a publish.
     pub fn published(&mut self, now: Instant, request: u64, answer: &Published) {
-        let Some(Asked::Publish { shard, first, count }) = self.asked.remove(&request) else { return };
+        if let Some(Asked::Publish { shard, first, count }) = self.answered(request) {
+            self.told(now, shard, first, count, answer);
+        }
+    }
+
+    /// Takes what became of so many messages of a lane, as one frame had them.
+    fn told(&mut self, now: Instant, shard: ShardId, first: u64, count: u16, answer: &Published) {
         let id = |sequence| MessageId {
             producer: self.config.producer,
             epoch: self.config.epoch,
@@ -474,7 +463,7 @@ impl Producer {
                     sequence += 1;
                     continue;
                 };
-                if let Some(window) = self.window.as_mut() {
+                if let Some(window) = self.ways.window(lane.way) {
                     window.messages += 1;
                     window.bytes += item.sealed.len() as u64;
                 }
@@ -543,7 +532,7 @@ impl Producer {
 
     /// Takes any other answer.
     pub fn answer(&mut self, now: Instant, request: u64, answer: &Answer) {
-        let Some(asked) = self.asked.remove(&request) else { return };
+        let Some(asked) = self.answered(request) else { return };
         let code = Code::from_number(answer.code).unwrap_or(Code::Malformed);
         match asked {
             Asked::Open(shard) => {
@@ -614,16 +603,13 @@ impl Producer {
                     duplicate: false,
                     first_offset: None,
                 };
-                self.asked.insert(request, Asked::Publish { shard, first, count });
-                self.published(now, request, &Published { runs: vec![run] });
+                self.told(now, shard, first, count, &Published { runs: vec![run] });
             }
         }
     }
 
     fn pause(&mut self, now: Instant, shard: ShardId) {
-        let lane = self.lanes.get_mut(&shard).expect("lanes are never removed");
-        lane.retry_at = now + lane.backoff;
-        lane.backoff = (lane.backoff * 2).min(BACKOFF_MAX);
+        self.lanes.get_mut(&shard).expect("lanes are never removed").pause(now);
     }
 
     /// Drops what is done from the front of a lane.
@@ -647,7 +633,7 @@ impl Producer {
             for item in lane.items.drain(..) {
                 // Its answer comes to nobody; the next session on this connection has the room.
                 if item.stage == Stage::InFlight
-                    && let Some(window) = self.window.as_mut()
+                    && let Some(window) = self.ways.window(lane.way)
                 {
                     window.messages += 1;
                     window.bytes += item.sealed.len() as u64;
@@ -720,7 +706,7 @@ impl Producer {
             .values()
             .flat_map(|lane| {
                 let deadline = Some(lane.next_deadline).filter(|at| at.0 != u64::MAX);
-                let retry = (self.window.is_some() && lane.retry_at > now && !lane.items.is_empty())
+                let retry = (!self.ways.is_empty() && lane.retry_at > now && !lane.items.is_empty())
                     .then_some(lane.retry_at);
                 [deadline, retry]
             })

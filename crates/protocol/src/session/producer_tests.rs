@@ -1,5 +1,7 @@
 //! The producer through its stories: one step at a time, with every frame it writes read back and checked.
 
+use std::collections::VecDeque;
+
 use super::*;
 use crate::{
     error::Outcome::{Failed, Ok as Taken, Unknown},
@@ -85,6 +87,7 @@ impl Rig {
             window_messages,
             window_bytes,
             seed: 11,
+            slip: None,
         });
         Self { session, now: Instant::from_millis(1000), sealed: BTreeMap::new() }
     }
@@ -117,9 +120,9 @@ impl Rig {
     /// The only place that touches the session's interface.
     fn step(&mut self, input: Input<'_>) -> Vec<Out> {
         match input {
-            Input::Connect => self.session.connected(65_536, 64 << 20),
-            Input::ConnectWith { messages, bytes } => self.session.connected(messages, bytes),
-            Input::Disconnect => self.session.disconnected(),
+            Input::Connect => self.session.connected(Way::Home, 65_536, 64 << 20),
+            Input::ConnectWith { messages, bytes } => self.session.connected(Way::Home, messages, bytes),
+            Input::Disconnect => self.session.disconnected(Way::Home),
             Input::Send(tickets) => {
                 tickets.iter().for_each(|ticket| self.submit(*ticket, A, BYTES, DEADLINE));
             }
@@ -143,7 +146,7 @@ impl Rig {
             Input::Wait(duration) => self.now = self.now + duration,
         }
         let mut bytes = BytesMut::new();
-        self.session.pump(self.now, &mut bytes);
+        self.session.pump(self.now, Way::Home, &mut bytes);
         let mut out = self.read(&bytes);
         let mut resolutions = Vec::new();
         self.session.take_resolutions(&mut resolutions);
@@ -690,7 +693,7 @@ fn a_frame_waits_as_long_as_the_most_patient_of_its_messages() {
     rig.submit(2, A, BYTES, millis(700));
     rig.submit(3, A, BYTES, millis(300));
     let mut bytes = BytesMut::new();
-    rig.session.pump(rig.now, &mut bytes);
+    rig.session.pump(rig.now, Way::Home, &mut bytes);
     let publish: Publish = frame::decode(bytes.freeze().slice(frame::FRAME_HEADER_BYTES..)).unwrap();
     assert_eq!(publish.deadline, millis(700));
 }
@@ -739,7 +742,7 @@ fn the_session_after_a_fenced_one_has_the_whole_window_of_the_connection() {
     rig.step(Input::Send(&[2]));
     rig.step(Input::Answer(request(&first), Failed, Some(Code::Fenced)));
     let mut fresh = Rig::new();
-    fresh.session.adopt_window(&rig.session);
+    fresh.session.adopt_ways(&rig.session);
     assert!(fresh.session.is_connected());
     let open = fresh.step(Input::Send(&[5, 6]));
     assert_eq!(published(&fresh.step(stored(&open))), [(1, 2)]);
@@ -793,3 +796,5 @@ fn a_close_whose_answer_got_lost_is_said_again() {
 
 #[path = "producer_pair_tests.rs"]
 mod pair;
+#[path = "producer_ways_tests.rs"]
+mod several;

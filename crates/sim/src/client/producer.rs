@@ -8,7 +8,10 @@ use swarmmq_protocol::{
     frame::{self, Frame, Resolve, Welcome},
     id::{Address, MessageId, ProducerEpoch, ProducerId, Salt, ShardId},
     mac,
-    session::producer::{Producer, ProducerConfig, Resolution},
+    session::{
+        producer::{Producer, ProducerConfig, Resolution, Slip},
+        ways::Way,
+    },
     time::{Instant, WallTime},
 };
 use swarmmq_seal::{ClientKeyring, Draft, Sealer};
@@ -60,6 +63,7 @@ impl ProducerProcess {
         addresses: Vec<Address>,
         entropy: [u8; 56],
         created_at: WallTime,
+        slip: Option<Slip>,
     ) -> Self {
         let producer = ProducerId(u128::from_be_bytes(entropy[..16].try_into().expect("16 bytes")));
         let salt = Salt(entropy[16..48].try_into().expect("32 bytes"));
@@ -74,6 +78,7 @@ impl ProducerProcess {
             window_messages: WINDOW_MESSAGES,
             window_bytes: WINDOW_BYTES,
             seed,
+            slip,
         });
         Self {
             session,
@@ -87,10 +92,12 @@ impl ProducerProcess {
         }
     }
 
-    pub(super) fn opened(&mut self, welcome: &Welcome, out: &mut BytesMut) {
+    pub(super) fn opened(&mut self, way: Way, welcome: &Welcome, out: &mut BytesMut) {
         self.shard_count = welcome.shard_count;
-        self.session.connected(welcome.publish_window_messages, welcome.publish_window_bytes);
-        self.ask(out);
+        self.session.connected(way, welcome.publish_window_messages, welcome.publish_window_bytes);
+        if way == Way::Home {
+            self.ask(out);
+        }
     }
 
     fn ask(&mut self, out: &mut BytesMut) {
@@ -125,7 +132,7 @@ impl ProducerProcess {
         if open && self.ask_at.is_some_and(|at| at <= now) {
             self.ask(out);
         }
-        self.session.pump(now, out);
+        self.session.pump(now, Way::Home, out);
     }
 
     pub(super) fn next_wake(&self, now: Instant) -> Option<Instant> {

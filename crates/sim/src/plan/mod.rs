@@ -102,6 +102,8 @@ pub struct Plan {
     pub addresses: Vec<PlannedAddress>,
     /// Producer processes.
     pub producers: usize,
+    /// Of these, those that talk to leaders directly.
+    pub direct: usize,
     /// Consumer processes.
     pub consumers: Vec<PlannedConsumer>,
     /// Whether writes are torn at crashes.
@@ -154,6 +156,7 @@ impl Plan {
             horizon_ahead: [4, 64, 1024][rng.below(3) as usize],
             addresses: addresses.to_vec(),
             producers: 4,
+            direct: 2,
             consumers,
             torn_writes: faults.chance(800),
             datagram_loss_permille: [0, 1, 10, 100, 300][rng.below(5) as usize],

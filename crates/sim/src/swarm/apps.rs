@@ -2,20 +2,21 @@
 
 use std::time::Duration;
 
+use swarmmq_engine::node::bug::Bug;
 use swarmmq_protocol::{
     frame::{SettleAction, StartAt},
     id::{Address, ConsumerId, GroupName, ShardId},
     limits::RECLAIM_WINDOW,
     session::{
         consumer::{DeliveryId, Handout},
-        producer::SendResult,
+        producer::{SendResult, Slip},
     },
 };
 
 use super::{Event, Phase, Swarm};
 use crate::{
     client::{
-        Client, Role,
+        Client, Role, Step,
         consumer::{ConsumerProcess, Origin, Wanted},
         producer::{Item, ProducerProcess},
     },
@@ -52,13 +53,25 @@ impl Swarm {
         let skew = self.workload.between(0, 120_000) as i64 - 60_000;
         self.clients.push(Client::new(role, Clock::skewed(skew)));
         let client = self.clients.len() - 1;
+        self.go_direct(client);
         self.after(client as u64 * MILLISECOND, Event::Dial { client, life: 1 });
+    }
+
+    /// The first producers talk to leaders directly, unless it matters where each of them is.
+    fn go_direct(&mut self, client: usize) {
+        let first = 1 + self.plan.consumers.len();
+        if self.mask.is_none() && (first..first + self.plan.direct).contains(&client) {
+            self.clients[client].go_direct(self.plan.seed ^ client as u64);
+        }
     }
 
     pub(super) fn producer_process(&mut self, clock: Clock) -> ProducerProcess {
         let addresses = self.plan.addresses.iter().map(|planned| planned.address.clone()).collect();
         let entropy = self.entropy.bytes();
-        ProducerProcess::new(&self.keyring, addresses, entropy, clock.wall(self.at))
+        let slips =
+            [(Bug::MoveUndrained, Slip::MoveUndrained), (Bug::ForgetLostCopies, Slip::ForgetLostCopies)];
+        let slip = slips.into_iter().find(|(bug, _)| self.plan.bugs.has(*bug)).map(|(_, slip)| slip);
+        ProducerProcess::new(&self.keyring, addresses, entropy, clock.wall(self.at), slip)
     }
 
     /// A consumer without subscriptions.
@@ -105,10 +118,20 @@ impl Swarm {
     /// Sends what the client has to say, and plans its next wake-up.
     pub(super) fn pump(&mut self, client: usize) {
         let now = instant(self.at);
-        let out = self.clients[client].pump(now);
-        if let (Some(bytes), Some(connection)) = (out, self.clients[client].connection) {
-            self.trace.bytes(self.at, "client sends", client as u64, &bytes);
-            self.send_to_node(connection, bytes);
+        loop {
+            for (connection, bytes) in self.clients[client].pump(now) {
+                self.trace.bytes(self.at, "client sends", client as u64, &bytes);
+                self.send_to_node(connection, bytes);
+            }
+            let Some(step) = self.clients[client].next_step(now) else { break };
+            match step {
+                Step::Dial(node) => {
+                    let pause = self.latency();
+                    let life = self.clients[client].life;
+                    self.after(pause, Event::DialDirect { client, life, node });
+                }
+                Step::Closed(connection) => self.client_leaves(connection),
+            }
         }
         self.listen(client);
         let state = &mut self.clients[client];
@@ -360,13 +383,14 @@ impl Swarm {
                 .filter(|given| given.consumer == name && given.result.is_none());
             open.for_each(|given| given.died = Some(step));
         }
-        if let Some(connection) = self.clients[client].connection {
+        for connection in self.clients[client].leave() {
             self.client_leaves(connection);
         }
         let before = &self.clients[client];
         let life = before.life + 1;
         let sends = matches!(role, Role::Producer(_));
         self.clients[client] = Client::again(role, before.clock, life);
+        self.go_direct(client);
         self.note("new life", client as u64, life, 0);
         let pause = self.scheduling.between(10 * MILLISECOND, 500 * MILLISECOND);
         self.after(pause, Event::Dial { client, life });

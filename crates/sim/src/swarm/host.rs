@@ -105,7 +105,15 @@ impl Host {
             founder: index == 0,
             replicas: plan.replicas,
             roles: planned.roles,
-            addresses: Addresses { peer: format!("host{}", index + 1), ..Addresses::default() },
+            addresses: Addresses {
+                client: if planned.roles & ROLE_INGRESS != 0 {
+                    format!("host{}", index + 1)
+                } else {
+                    String::new()
+                },
+                peer: format!("host{}", index + 1),
+                ..Addresses::default()
+            },
             shard_count: plan.shards,
             access_token: keyring.access_token(),
             admission_key: keyring.admission_key(),

@@ -20,7 +20,7 @@ use bytes::{Bytes, BytesMut};
 use swarmmq_engine::node::Input;
 use swarmmq_protocol::{
     admin::AdminRequest,
-    id::ShardId,
+    id::{NodeId, ShardId},
     packet::Packet,
     session::{consumer::DeliveryId, peer::PeerHello},
     time::WallTime,
@@ -114,6 +114,12 @@ enum Event {
     Dial {
         client: usize,
         life: u64,
+    },
+    /// A client dials a leader besides.
+    DialDirect {
+        client: usize,
+        life: u64,
+        node: NodeId,
     },
     Wake {
         client: usize,
@@ -353,6 +359,7 @@ impl Swarm {
             Event::ClientHears { connection } => self.client_hears(connection),
             Event::Impatient { connection } => self.impatient(connection),
             Event::Dial { client, life } => self.dial(client, life),
+            Event::DialDirect { client, life, node } => self.dial_direct(client, life, node),
             Event::Wake { client, life } => {
                 if self.clients[client].life == life && self.clients[client].wake_at == Some(self.at) {
                     self.clients[client].wake_at = None;
@@ -503,7 +510,7 @@ impl Swarm {
         self.note("farewell", 0, 0, 0);
         for client in 0..self.clients.len() {
             self.clients[client].life += 1;
-            if let Some(connection) = self.clients[client].connection.take() {
+            for connection in self.clients[client].leave() {
                 self.client_leaves(connection);
             }
         }

@@ -1,13 +1,15 @@
 //! Connections of clients: ordered streams of bytes with random delays, and what happens to them when one breaks.
 
 use bytes::BytesMut;
-use swarmmq_protocol::frame::FrameReader;
+use swarmmq_protocol::{frame::FrameReader, id::NodeId, session::ways::Way};
 
 use super::{Event, Swarm, host::Arrival};
-use crate::clock::{MILLISECOND, SECOND};
+use crate::clock::{MILLISECOND, SECOND, instant};
 
 /// After that a client gives a connection up that is not proven yet.
 const HANDSHAKE_TIME_MAX: u64 = 2 * SECOND;
+/// Direct connections that cannot be made though the node runs.
+const UNREACHABLE_PER_MILLE: u64 = 100;
 
 /// One connection between a client and one life of the node.
 #[derive(Debug)]
@@ -56,7 +58,7 @@ impl Swarm {
 
     /// A client tries to connect; if that node is down it tries another one after a pause.
     pub(super) fn dial(&mut self, client: usize, life: u64) {
-        if self.clients[client].life != life || self.clients[client].connection.is_some() {
+        if self.clients[client].life != life || self.clients[client].is_dialling() {
             return;
         }
         let host = self.door(client);
@@ -65,6 +67,25 @@ impl Swarm {
             self.redial(client);
             return;
         }
+        self.connect(client, Way::Home, host);
+    }
+
+    /// A client tries to connect to a node that leads; some networks let nobody through.
+    pub(super) fn dial_direct(&mut self, client: usize, life: u64, node: NodeId) {
+        if self.clients[client].life != life {
+            return;
+        }
+        let host = usize::from(node.0) - 1;
+        if self.hosts[host].is_up() && !self.scheduling.chance(UNREACHABLE_PER_MILLE) {
+            self.connect(client, Way::Direct(node), host);
+        } else {
+            self.clients[client].unreachable(instant(self.at), node);
+            self.pump(client);
+        }
+    }
+
+    fn connect(&mut self, client: usize, way: Way, host: usize) {
+        let life = self.clients[client].life;
         let number = self.next_connection;
         self.next_connection += 1;
         self.connections.insert(
@@ -90,7 +111,7 @@ impl Swarm {
         self.arrive(host, Arrival::Connected { connection: number, nonce });
         let nonce = self.entropy.bytes();
         let token = self.keyring.access_token();
-        self.clients[client].dialled(number, token, nonce);
+        self.clients[client].dialled(way, number, token, nonce);
         self.pump(client);
         self.after(HANDSHAKE_TIME_MAX, Event::Impatient { connection: number });
     }
@@ -110,7 +131,7 @@ impl Swarm {
     pub(super) fn impatient(&mut self, connection: u64) {
         let Some(state) = self.connections.get(&connection) else { return };
         let client = state.client;
-        if self.clients[client].connection == Some(connection) && !self.clients[client].is_open() {
+        if self.clients[client].waits_for(connection) {
             self.client_leaves(connection);
             self.client_hears(connection);
         }
@@ -160,14 +181,11 @@ impl Swarm {
         if state.to_client_lost || self.clients[client].life != life {
             return;
         }
-        if self.clients[client].connection != Some(connection) {
-            return;
-        }
+        let Some(way) = self.clients[client].way(connection) else { return };
         self.note("client receives", client as u64, connection, bytes.len() as u64);
-        let now = crate::clock::instant(self.at);
         self.sent_at = times.0;
         self.handed = (host, times.1);
-        let broken = self.clients[client].receive(now, bytes).is_err();
+        let broken = self.clients[client].receive(instant(self.at), way, bytes).is_err();
         self.listen(client);
         if broken {
             self.client_leaves(connection);
@@ -233,17 +251,19 @@ impl Swarm {
         let Some(state) = self.connections.get_mut(&connection) else { return };
         state.to_client_lost = true;
         let (client, life) = (state.client, state.life);
-        let current =
-            self.clients[client].connection == Some(connection) && self.clients[client].life == life;
-        if current {
-            self.note("client loses", client as u64, connection, 0);
-            self.clients[client].disconnected();
-            // Mostly to another node; perhaps to this one again.
-            if self.scheduling.chance(700) {
-                self.clients[client].home = None;
-            }
-            self.listen(client);
-            self.pump(client);
+        if self.clients[client].life != life {
+            return;
+        }
+        let Some(way) = self.clients[client].way(connection) else { return };
+        self.note("client loses", client as u64, connection, 0);
+        self.clients[client].disconnected(instant(self.at), way);
+        // Mostly to another node; perhaps to this one again.
+        if way == Way::Home && self.scheduling.chance(700) {
+            self.clients[client].home = None;
+        }
+        self.listen(client);
+        self.pump(client);
+        if way == Way::Home {
             self.redial(client);
         }
     }
@@ -252,7 +272,7 @@ impl Swarm {
     pub(super) fn forget_connections(&mut self) {
         let (clients, hosts) = (&self.clients, &self.hosts);
         self.connections.retain(|number, state| {
-            let used = clients[state.client].connection == Some(*number);
+            let used = clients[state.client].way(*number).is_some();
             let runs = hosts[state.host].boot == state.boot;
             used || runs && !state.node_knows
         });
