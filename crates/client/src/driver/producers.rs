@@ -150,8 +150,9 @@ impl Producers {
         self.states.values_mut().for_each(|state| state.session.connected(way, window.0, window.1));
     }
 
-    /// Who leads each data shard.
+    /// Who leads each data shard; of others there is nothing to know.
     pub(super) fn learned(&mut self, leaders: &[Option<NodeId>]) {
+        let leaders = &leaders[..leaders.len().min(self.shard_count as usize)];
         self.ways.learned(leaders);
         self.states.values_mut().for_each(|state| state.session.learned(leaders));
     }

@@ -89,6 +89,11 @@ impl Lane {
         }
     }
 
+    /// Whether there is something to send, now or after a pause: most lanes wait for answers, or for messages.
+    pub(super) fn has_work(&self) -> bool {
+        self.pending > 0 || self.doomed > 0 || self.door == Door::Unopened && !self.items.is_empty()
+    }
+
     /// After a refusal that may pass.
     pub(super) fn pause(&mut self, now: Instant) {
         self.retry_at = now + self.backoff;

@@ -281,7 +281,8 @@ impl Producer {
         if !self.ways.is_open(way) || self.fenced.is_some() {
             return;
         }
-        let shards: Vec<ShardId> = self.lanes.keys().copied().collect();
+        let busy = self.lanes.iter().filter(|(_, lane)| self.closing || lane.has_work());
+        let shards: Vec<ShardId> = busy.map(|(shard, _)| *shard).collect();
         for shard in shards {
             if self.way_of(shard) == Some(way) {
                 self.pump_lane(now, shard, out);
