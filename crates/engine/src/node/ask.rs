@@ -13,12 +13,7 @@ use swarmmq_protocol::{
     time::Instant,
 };
 
-use super::{
-    ConnectionId, Node, Now,
-    bug::Bug,
-    letter::{Letter, Question},
-    operation::OperationId,
-};
+use super::{ConnectionId, Node, Now, bug::Bug, letter::Letter, operation::OperationId, question::Question};
 use crate::shard::{
     Answer,
     delivery::SubscriberId,

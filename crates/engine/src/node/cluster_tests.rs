@@ -3,7 +3,8 @@
 use swarmmq_protocol::{admin::NodeState, packet::Class, session::peer::PeerHello};
 
 use super::{
-    letter::{Health, Letter, Question},
+    letter::{Health, Letter},
+    question::Question,
     *,
 };
 use crate::shard::member::node_of;

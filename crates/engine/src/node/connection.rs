@@ -11,7 +11,7 @@ use swarmmq_protocol::{
     session::handshake::ServerHandshake,
 };
 
-use super::{ConnectionId, Node, Now, ask::Purpose, letter::Question};
+use super::{ConnectionId, Node, Now, ask::Purpose, question::Question};
 use crate::shard::{Answer, delivery::SubscriberId, event::Event, state::Outcome};
 
 #[derive(Debug)]

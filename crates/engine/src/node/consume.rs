@@ -21,11 +21,7 @@ use swarmmq_protocol::{
     time::Instant,
 };
 
-use super::{
-    ConnectionId, Node, Now, QUESTIONS_MAX,
-    ask::Purpose,
-    letter::{Parcel, Question},
-};
+use super::{ConnectionId, Node, Now, QUESTIONS_MAX, ask::Purpose, letter::Parcel, question::Question};
 use crate::shard::{Answer, delivery::SubscriberId};
 
 /// Bytes of one deliver frame after which a new one begins.

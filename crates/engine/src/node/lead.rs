@@ -14,7 +14,8 @@ use swarmmq_protocol::{
 use super::{
     Node, Now, Waiting,
     ask::Asker,
-    letter::{Letter, Parcel, Question},
+    letter::{Letter, Parcel},
+    question::Question,
 };
 use crate::shard::{
     Answer, Ticket, Work,

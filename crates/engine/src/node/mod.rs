@@ -18,6 +18,7 @@ mod look;
 mod operation;
 mod peer;
 mod publish;
+mod question;
 mod report;
 mod restore;
 mod route;

@@ -14,7 +14,7 @@ use swarmmq_protocol::{
     mac,
 };
 
-use super::{ConnectionId, Node, Now, QUESTIONS_MAX, ask::Purpose, letter::Question};
+use super::{ConnectionId, Node, Now, QUESTIONS_MAX, ask::Purpose, question::Question};
 use crate::shard::{
     Answer,
     event::{CatalogEvent, Event, Settings, Start},

@@ -20,7 +20,8 @@ use swarmmq_protocol::{
 use super::{
     Neighbour, Node, Now, Reading,
     ask::{Asker, Purpose},
-    letter::{Health, Lead, Letter, Question},
+    letter::{Health, Lead, Letter},
+    question::Question,
     way::Heard,
 };
 use crate::shard::{

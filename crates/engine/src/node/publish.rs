@@ -14,7 +14,7 @@ use swarmmq_protocol::{
     mac,
 };
 
-use super::{ConnectionId, Node, Now, ask::Purpose, letter::Question};
+use super::{ConnectionId, Node, Now, ask::Purpose, question::Question};
 use crate::shard::{
     Answer, Batch, Ticket, Work,
     event::Event,
