@@ -9,6 +9,7 @@ use crate::{
     frame::StartAt,
     id::{Address, ClusterId, GroupName, NodeId, ProducerEpoch, ProducerId, ProducerName, ShardId, Term},
     limits::{ADDRESSES_MAX, GROUPS_PER_ADDRESS_MAX},
+    route::{NodeRoutes, RouteExplanation},
 };
 
 /// What consumers of an address may rely on. Fixed at its first use.
@@ -190,6 +191,15 @@ pub enum AdminRequest {
         /// Which.
         node: NodeId,
     },
+    /// Which way packets take, from every node to every other.
+    Routes,
+    /// Why packets take the way that they take.
+    RouteExplain {
+        /// From where: this node explains.
+        from: NodeId,
+        /// To where.
+        to: NodeId,
+    },
 }
 
 impl AdminRequest {
@@ -252,6 +262,12 @@ impl AdminRequest {
                 out.put_u8(13);
                 out.put_u16(node.0);
             }
+            Self::Routes => out.put_u8(14),
+            Self::RouteExplain { from, to } => {
+                out.put_u8(15);
+                out.put_u16(from.0);
+                out.put_u16(to.0);
+            }
         }
     }
 
@@ -283,6 +299,8 @@ impl AdminRequest {
             11 => Self::ProducerTakeOver { name: reader.producer_name()? },
             12 => Self::NodeDrain { node: NodeId(reader.u16()?), draining: reader.flag("draining")? },
             13 => Self::NodeRemove { node: NodeId(reader.u16()?) },
+            14 => Self::Routes,
+            15 => Self::RouteExplain { from: NodeId(reader.u16()?), to: NodeId(reader.u16()?) },
             _ => return Err(DecodeError::Invalid("admin verb")),
         })
     }
@@ -471,6 +489,10 @@ pub enum AdminAnswer {
         /// Of this life alone.
         epoch: ProducerEpoch,
     },
+    /// To `Routes`: one entry for each node.
+    Routes(Vec<NodeRoutes>),
+    /// To `RouteExplain`. `None`: the node where the way begins did not answer.
+    RouteExplanation(Option<Box<RouteExplanation>>),
 }
 
 impl AdminAnswer {
@@ -515,6 +537,18 @@ impl AdminAnswer {
                 out.put_u8(10);
                 put_status(out, report);
             }
+            Self::Routes(all) => {
+                out.put_u8(14);
+                out.put_u16(all.len() as u16);
+                all.iter().for_each(|of_node| of_node.put(out));
+            }
+            Self::RouteExplanation(explanation) => {
+                out.put_u8(15);
+                out.put_u8(explanation.is_some().into());
+                if let Some(explanation) = explanation {
+                    explanation.put(out);
+                }
+            }
         }
     }
 
@@ -550,6 +584,15 @@ impl AdminAnswer {
             10 => Self::Status(read_status(reader)?),
             11 => {
                 Self::Producer { producer: ProducerId(reader.u128()?), epoch: ProducerEpoch(reader.u64()?) }
+            }
+            14 => {
+                let count = usize::from(reader.u16()?);
+                Self::Routes(reader.list(count, NodeRoutes::BYTES_MIN, "nodes", NodeRoutes::read)?)
+            }
+            15 => {
+                let has_answered = reader.flag("has answered")?;
+                let explanation = has_answered.then(|| RouteExplanation::read(reader)).transpose()?;
+                Self::RouteExplanation(explanation.map(Box::new))
             }
             _ => return Err(DecodeError::Invalid("admin answer")),
         })

@@ -13,5 +13,6 @@ pub mod limits;
 pub mod mac;
 pub mod node_key;
 pub mod packet;
+pub mod route;
 pub mod session;
 pub mod time;

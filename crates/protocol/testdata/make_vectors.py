@@ -56,6 +56,12 @@ def admin():
     node = pack(">HBB", 3, 4, 7) + name("0.1.0")
     shard = pack(">IHQ", 0, 3, 2) + b"\1" + pack(">H", 3) + b"\1" + pack(">H", 3)
     one = pack(">H", 1)
+    path, detour = pack(">BHH", 2, 1, 2), pack(">BHHH", 3, 1, 3, 2)
+    route = pack(">H", 2) + detour + pack(">Q", 1900) + path + pack(">BQQQQ", 2, 9000, 2000, 5000, 2)
+    candidates = b"\1" + detour + pack(">QQ", 300, 1600)
+    words = b"\2" + pack(">HIH", 1, 400, 22) + pack(">HIH", 2, 500, 0)
+    link = pack(">HHIIIHB", 1, 2, 1_000_000, 200, 400, 2, 1) + words + pack(">II", 1000, 0)
+    explained = candidates + one + link + one + pack(">HIIIBQ", 3, 1600, 1500, 100, 1, 20) + text("next")
     questions = [
         ("AddressCreate", b"\1" + address + b"\1" + settings),
         ("AddressList", b"\2"),
@@ -70,6 +76,8 @@ def admin():
         ("ProducerTakeOver", b"\x0b" + name(producer)),
         ("NodeDrain", b"\x0c" + pack(">HB", 4, 1)),
         ("NodeRemove", b"\x0d" + pack(">H", 4)),
+        ("Routes", b"\x0e"),
+        ("RouteExplain", b"\x0f" + pack(">HH", 1, 2)),
     ]
     answers = [
         ("Addresses", b"\2" + pack(">I", 2) + name("a") + b"\0" + address + b"\2"),
@@ -78,6 +86,8 @@ def admin():
         ("Groups", b"\7" + groups),
         ("Status", b"\x0a" + CLUSTER + one + node + one + shard + one + text("what") + text("meaning") + text("do")),
         ("Producer", b"\x0b" + producer_id + pack(">Q", 2)),
+        ("Routes", b"\x0e" + pack(">H", 2) + pack(">HBH", 1, 1, 1) + route + pack(">HBH", 4, 0, 0)),
+        ("RouteExplanation", b"\x0f\1" + pack(">H", 1) + route + pack(">BBQ", 0, 3, 900) + explained),
     ]
 
     print("# Every question of an operator and every answer, whole frames in hex: Q or A, its name in the code, bytes. The producer is \"till-7\"")

@@ -50,6 +50,8 @@ impl Question {
                 AdminRequest::AddressList
                 | AdminRequest::AddressInfo { .. }
                 | AdminRequest::GroupList { .. }
+                | AdminRequest::Routes
+                | AdminRequest::RouteExplain { .. }
                 | AdminRequest::Status => false,
             },
             Self::Resolve(resolve, _) => resolve.create,

@@ -752,3 +752,5 @@ mod moving;
 mod operation;
 #[path = "relay_tests.rs"]
 mod relay;
+#[path = "survey_tests.rs"]
+mod survey;

@@ -76,6 +76,7 @@ impl Node {
         gone.subscriptions.into_values().for_each(|id| self.unsubscribe(now, id));
         self.leaders_unwatched(connection);
         self.forsake(connection);
+        self.forsake_surveys(connection);
     }
 
     /// Tells the peer what was wrong and closes.

@@ -14,7 +14,7 @@ use swarmmq_protocol::{
     id::{Address, Attempt, NodeId, Offset, ShardId, Term},
 };
 
-use super::question::Question;
+use super::{question::Question, survey::Wanted};
 use crate::shard::{
     Answer,
     intake::{Payload, StatePart},
@@ -92,6 +92,16 @@ pub(super) enum Letter {
     },
     /// How the writer's disk is.
     Health(Health),
+    /// Which way the reader's packets take, and why.
+    RoutesWanted {
+        ticket: u64,
+        wanted: Wanted,
+    },
+    /// The answer to that.
+    Routes {
+        ticket: u64,
+        said: Bytes,
+    },
 }
 
 /// How a node's disk is, in its own words.
@@ -344,6 +354,20 @@ impl Letter {
                 out.put_u8(health.is_below_reserve.into());
                 out.put_u8(health.has_stopped.into());
             }
+            Self::RoutesWanted { ticket, wanted } => {
+                out.put_u8(13);
+                out.put_u64(*ticket);
+                // No node has the number 0.
+                out.put_u16(match wanted {
+                    Wanted::Routes => 0,
+                    Wanted::Explanation(to) => to.0,
+                });
+            }
+            Self::Routes { ticket, said } => {
+                out.put_u8(14);
+                out.put_u64(*ticket);
+                put_bytes(&mut out, said);
+            }
         }
         out.freeze()
     }
@@ -420,6 +444,12 @@ impl Letter {
                 has_stopped: r.flag("stopped")?,
             }),
             11 => Self::Broken { destination: NodeId(r.u16()?) },
+            13 => {
+                let (ticket, to) = (r.u64()?, r.u16()?);
+                let wanted = if to == 0 { Wanted::Routes } else { Wanted::Explanation(NodeId(to)) };
+                Self::RoutesWanted { ticket, wanted }
+            }
+            14 => Self::Routes { ticket: r.u64()?, said: bytes(r)? },
             _ => return Err(DecodeError::Invalid("letter")),
         };
         r.end()?;
@@ -488,6 +518,9 @@ mod tests {
             Letter::Payloads { shard, items: vec![payload(None), payload(Some(Bytes::from_static(b"x")))] },
             Letter::Broken { destination: NodeId(1) },
             Letter::Health(Health { is_below_reserve: true, has_stopped: false }),
+            Letter::RoutesWanted { ticket: 1, wanted: Wanted::Routes },
+            Letter::RoutesWanted { ticket: 1, wanted: Wanted::Explanation(NodeId(2)) },
+            Letter::Routes { ticket: 1, said: Bytes::from_static(b"said") },
         ]);
         letters
     }

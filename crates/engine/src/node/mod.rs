@@ -3,8 +3,8 @@
 //! This file is the composer: it carries frames to the room that answers them, questions to shards, their answers back,
 //! and gathers what all shards want written into one batch. Which room decides what:
 //! `connection` who may talk, `publish` and `consume` the two hot paths where clients are, `ask` whom to ask, `lead` what
-//! a leader answers, `peer` other nodes, `way` how they are reached, `route` by which path, `operation` what needs several steps,
-//! `space` which segments can go.
+//! a leader answers, `peer` other nodes, `way` how they are reached, `route` by which path, `survey` what is told of that,
+//! `operation` what needs several steps, `space` which segments can go.
 
 mod alphabet;
 mod ask;
@@ -23,6 +23,7 @@ mod report;
 mod restore;
 mod route;
 mod space;
+mod survey;
 mod way;
 
 #[cfg(test)]
@@ -55,6 +56,7 @@ use self::{
     report::Counters,
     route::{Busy, Relaying},
     space::{Cleaning, SNAPSHOT_INTERVAL_BYTES, Space},
+    survey::Survey,
     way::Ways,
 };
 use crate::{
@@ -126,6 +128,8 @@ pub struct Node {
     /// Questions under way, to whoever leads.
     asked: BTreeMap<u64, Asked>,
     next_ask_look: Instant,
+    /// Looks at routes under way.
+    surveys: BTreeMap<u64, Survey>,
     /// Who leads each shard, as far as known: a hint.
     leaders: Vec<Option<(Term, NodeId)>>,
     audience: Audience,
@@ -209,6 +213,7 @@ impl Node {
             catching_up: Vec::new(),
             asked: BTreeMap::new(),
             next_ask_look: now.monotonic,
+            surveys: BTreeMap::new(),
             attendees: BTreeMap::new(),
             attending: Attending::new(),
             credits: Credits::default(),
@@ -280,6 +285,7 @@ impl Node {
             }
         }
         self.give_up_asking(now);
+        self.survey_on(now);
         self.look_around(now, out);
         self.steer(now);
         if self.draining {
@@ -334,14 +340,20 @@ impl Node {
 
     /// When [`Node::flush`] has something to do without any input.
     pub fn next_wake(&self) -> Option<Instant> {
-        // Without a log it still lives, and still passes on to others.
+        // Without a log it still lives, still passes on to others, and still tells of routes.
         if self.stopped.is_some() {
-            return self.swarm_wake();
+            return [self.survey_wake(), self.swarm_wake()].into_iter().flatten().min();
         }
         let watermark = (self.in_flight.is_none() && self.writer.watermark_lags())
             .then_some(self.last_write + WATERMARK_PAUSE);
-        let others =
-            [watermark, self.asking_wake(), self.peers_wake(), self.swarm_wake(), self.leaders_wake()];
+        let others = [
+            watermark,
+            self.asking_wake(),
+            self.survey_wake(),
+            self.peers_wake(),
+            self.swarm_wake(),
+            self.leaders_wake(),
+        ];
         self.wakes.iter().copied().chain(others).flatten().min()
     }
 

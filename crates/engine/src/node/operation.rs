@@ -136,7 +136,19 @@ impl Node {
     }
 
     pub(super) fn admin(&mut self, now: Now, connection: ConnectionId, request: u64, frame: AdminRequest) {
-        if !matches!(frame, AdminRequest::Status) && self.is_learning() {
+        // What this node and its neighbours see by themselves is told in any state.
+        match frame {
+            AdminRequest::Status => {
+                let status = AdminAnswer::Status(self.status());
+                return self.send(connection, request, &AdminReply(status));
+            }
+            AdminRequest::Routes => return self.survey_routes(now, connection, request),
+            AdminRequest::RouteExplain { from, to } => {
+                return self.explain_route(now, connection, request, from, to);
+            }
+            _ => {}
+        }
+        if self.is_learning() {
             self.fail(connection, request, Code::NotLeader, "the node does not know everything yet");
             return;
         }
@@ -168,11 +180,6 @@ impl Node {
             }
             AdminRequest::GroupSeek { address, group, start, dry_run: false } => {
                 Goal::Seek { address, group, start: start_of(start), stage: 0 }
-            }
-            AdminRequest::Status => {
-                let status = AdminAnswer::Status(self.status());
-                self.send(connection, request, &AdminReply(status));
-                return;
             }
             question => Goal::Look { question, stage: 0, views: Vec::new() },
         };

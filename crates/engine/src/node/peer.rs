@@ -334,6 +334,11 @@ impl Node {
                     }
                 }
             }
+            Letter::RoutesWanted { ticket, wanted } => {
+                let said = self.routes_told(now, wanted);
+                self.post(from, Class::Settlement, Letter::Routes { ticket, said });
+            }
+            Letter::Routes { ticket, said } => self.routes_said(ticket, from, said),
             Letter::Broken { destination } => {
                 if self.swarm.path_broken(now.monotonic, from, destination) {
                     self.reroute(now);

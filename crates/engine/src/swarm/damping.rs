@@ -17,12 +17,14 @@ const PENALTY_MAX: u32 = 20_000;
 const SUPPRESS: u32 = 2_500;
 /// ...until it is below this.
 const REUSE: u32 = 750;
+/// After so long the highest penalty is below [`REUSE`].
+const FORGOTTEN: Duration = Duration::from_secs(60);
 /// A path must be cheaper by this many microseconds to be worth a change...
 const GAIN_US: u64 = 1_000;
 /// ...and by one part of this many.
 const GAIN_PART: u64 = 5;
 /// ...and so often in a row.
-const SAMPLES: u8 = 3;
+pub const SAMPLES: u8 = 3;
 
 /// What a link has done wrong lately: grows with every failure and halves every ten seconds.
 ///
@@ -56,6 +58,19 @@ impl Penalty {
         self.is_suppressed &= self.at(now) >= REUSE;
         self.is_suppressed
     }
+
+    /// How long the link is still avoided if nothing more happens.
+    pub fn suppressed_for(mut self, now: Instant) -> Duration {
+        if !self.is_suppressed(now) {
+            return Duration::ZERO;
+        }
+        let (mut avoided, mut used) = (Duration::ZERO, FORGOTTEN);
+        while used - avoided > Duration::from_millis(1) {
+            let middle = (avoided + used) / 2;
+            *(if self.at(now + middle) >= REUSE { &mut avoided } else { &mut used }) = middle;
+        }
+        used
+    }
 }
 
 /// Why a path was taken.
@@ -76,11 +91,18 @@ pub enum Why {
     Lost,
 }
 
+/// The most that another path may cost to be worth a change from one that costs `current_us`. `None`: none is.
+pub fn worth_us(current_us: u64) -> Option<u64> {
+    current_us.checked_sub(GAIN_US.max(current_us / GAIN_PART))
+}
+
 /// Which path is in use to one node, and what speaks for another.
 #[derive(Clone, Debug)]
 pub struct Choice {
     /// From this node to that one; `None`: there is none.
     pub path: Option<Vec<NodeId>>,
+    /// The one before.
+    pub before: Option<Vec<NodeId>>,
     /// Samples in a row in which another path was better by enough.
     pub streak: u8,
     /// Why the latest change was made.
@@ -94,7 +116,7 @@ pub struct Choice {
 impl Choice {
     /// Of a node that was just heard of.
     pub fn new(now: Instant) -> Self {
-        Self { path: None, streak: 0, why: Why::Lost, changed_at: now, changes: 0 }
+        Self { path: None, before: None, streak: 0, why: Why::Lost, changed_at: now, changes: 0 }
     }
 
     /// Compares the path in use with the cheapest one. True: it is another one now.
@@ -121,8 +143,7 @@ impl Choice {
             self.streak = 0;
             return false;
         }
-        let gain = current_us.saturating_sub(best.cost_us);
-        if gain < GAIN_US || gain < current_us / GAIN_PART {
+        if worth_us(current_us).is_none_or(|worth| best.cost_us > worth) {
             self.streak = 0;
             return false;
         }
@@ -132,7 +153,7 @@ impl Choice {
     }
 
     fn change(&mut self, now: Instant, path: Option<&Path>, why: Why) -> bool {
-        self.path = path.map(|path| path.nodes.clone());
+        self.before = std::mem::replace(&mut self.path, path.map(|path| path.nodes.clone()));
         self.streak = 0;
         self.why = why;
         self.changed_at = now;
@@ -171,7 +192,12 @@ mod tests {
         penalty.add(at(200));
         assert!(penalty.is_suppressed(at(200)));
         assert!(penalty.is_suppressed(at(15_000)));
+        let left = penalty.suppressed_for(at(15_000));
+        assert!(penalty.is_suppressed(at(15_000) + left - Duration::from_millis(2)), "{left:?}");
+        let mut later = penalty;
+        assert!(!later.is_suppressed(at(15_000) + left));
         assert!(!penalty.is_suppressed(at(21_000)), "{}", penalty.at(at(21_000)));
+        assert_eq!(penalty.suppressed_for(at(21_000)), Duration::ZERO);
         (0..100).for_each(|_| penalty.add(at(30_000)));
         assert!(!penalty.is_suppressed(at(90_000)), "a quiet minute is enough");
     }

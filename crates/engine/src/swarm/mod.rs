@@ -3,12 +3,15 @@
 //!
 //! This file is the composer. It puts what this node measures of its own links (`measure`) and what others say of theirs
 //! (`gossip`, `report`) into one picture (`path`), and asks for every node whether the cheapest path through it is better
-//! than the one in use by enough (`damping`). Absent here: what a change of path means for what is under way (`node/way`).
+//! than the one in use by enough (`damping`). What things cost is said in `cost`, why a path is in use in `explain`. Absent here:
+//! what a change of path means for what is under way (`node/way`).
 
 mod compose;
 mod correspondent;
+mod cost;
 pub mod damping;
 pub mod detector;
+mod explain;
 pub mod gossip;
 pub mod measure;
 pub mod path;
@@ -45,20 +48,9 @@ use self::{
     path::{AVOIDED_US, Picture},
     report::{LinkReport, Load, Report},
 };
-use crate::shard::member::ROLE_ROUTER;
 
 /// How long a relay's word that it cannot pass packets on is believed, unless it says more meanwhile.
 const DOUBT: Duration = Duration::from_secs(1);
-/// How long after it opened a link may be unknown to its other end.
-const OPENING: Duration = Duration::from_secs(1);
-/// Loss below this, in 1,000, is noise.
-const LOSS_NOISE_PERMILLE: u32 = 20;
-/// What each lost packet in 1,000 costs: TCP waits at least 200 ms before it repeats the last of a burst.
-const LOSS_US: u32 = 200;
-/// A node whose beat has not risen for so long passes nothing on; whether it lives is another question, with more time.
-const RELAY_UNHEARD: Duration = Duration::from_millis(350);
-/// Longest delay in a node that is believed, in microseconds.
-const LAG_US_MAX: u32 = 200_000;
 
 /// Who this node is.
 #[derive(Clone, Debug)]
@@ -297,57 +289,24 @@ impl Swarm {
         nodes.insert(me);
         let mut picture = Picture::new(nodes.into_iter().collect());
         for report in self.gossip.reports() {
-            let relays = report.roles & ROLE_ROUTER != 0;
-            let heard = self.gossip.heard_at(report.node);
-            let is_heard = heard.is_some_and(|at| now.since(at) < RELAY_UNHEARD);
-            if report.node != me && relays && is_heard {
-                picture.relay(report.node, report.load.lag_us.min(LAG_US_MAX));
+            let relay = self.relay_cost(now, report);
+            if report.node != me && relay.is_open() {
+                picture.relay(report.node, relay.lag_us);
             }
         }
         for (node, link) in self.links.iter() {
-            if let Some(cost) = self.own_cost_us(now, node, link) {
+            if let Some(cost) = self.own_cost(now, node, link).us() {
                 picture.link(me, node, cost);
             }
         }
         for report in self.gossip.reports().filter(|report| report.node != me) {
-            for link in &report.links {
-                if let Some(cost) = self.their_cost_us(report, link) {
+            for link in report.links.iter().filter(|link| link.to != me) {
+                if let Some(cost) = self.their_cost(report, link).us() {
                     picture.link(report.node, link.to, cost);
                 }
             }
         }
         picture
-    }
-
-    /// Own measurement outweighs claims; only that a neighbour hears nothing, nobody but it can know.
-    fn own_cost_us(&self, now: Instant, node: NodeId, link: &Link) -> Option<u32> {
-        if !link.is_open {
-            return None;
-        }
-        let is_new = now.since(link.opened_at) < OPENING;
-        let theirs = self.gossip.report(node).and_then(|report| back_from(report, self.config.me.node));
-        let is_unheard = !is_new && theirs.is_some_and(|theirs| !theirs.is_up);
-        let is_avoided = link.is_silent || is_unheard || link.flaps.clone().is_suppressed(now);
-        let loss = self.gossip.loss_permille(node).max(theirs.map_or(0, |theirs| theirs.loss_permille));
-        let cost = link.rtt_us() / 2 + loss_us(loss);
-        Some(if is_avoided { cost.max(AVOIDED_US) } else { cost })
-    }
-
-    /// What both ends say counts, and the worse of it: who claims to be near captures nothing.
-    fn their_cost_us(&self, report: &Report, link: &LinkReport) -> Option<u32> {
-        let me = self.config.me.node;
-        if link.to == me || !link.is_up || self.gone.contains_key(&link.to) {
-            return None;
-        }
-        if self.doubts.contains_key(&(report.node, link.to)) {
-            return None;
-        }
-        let back = self.gossip.report(link.to).and_then(|other| back_from(other, report.node))?;
-        if !back.is_up {
-            return None;
-        }
-        let loss = link.loss_permille.max(back.loss_permille);
-        Some(link.rtt_us.max(back.rtt_us) / 2 + loss_us(loss))
     }
 
     /// The path in use to `node`, with both ends.
@@ -395,10 +354,6 @@ impl Swarm {
 /// What `report` says of the link with `node`.
 fn back_from(report: &Report, node: NodeId) -> Option<&LinkReport> {
     report.links.iter().find(|link| link.to == node)
-}
-
-fn loss_us(permille: u16) -> u32 {
-    u32::from(permille).saturating_sub(LOSS_NOISE_PERMILLE) * LOSS_US
 }
 
 /// Rounded to an eighth, so that noise makes no news.

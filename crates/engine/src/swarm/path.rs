@@ -3,6 +3,8 @@
 //! Costs are microseconds: what a packet is expected to take one way. What cannot be expressed so is a surcharge in the same
 //! unit, so that everything compares.
 
+use std::{cmp::Reverse, collections::BinaryHeap};
+
 use swarmmq_protocol::{id::NodeId, limits::HOPS_MAX};
 
 /// No link.
@@ -11,6 +13,9 @@ const NONE: u32 = u32::MAX;
 pub const RELAY_US: u32 = 1_500;
 /// What a link costs that is avoided. It is used where nothing else leads on: the last path is never given up.
 pub const AVOIDED_US: u32 = 1_000_000;
+
+/// Beginnings of paths that [`Picture::cheapest`] looks at: far more than it needs where links cost anything.
+const LOOKS_MAX: usize = 10_000;
 
 /// A way to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +75,79 @@ impl Picture {
             cost += u64::from(link) + u64::from(relay);
         }
         Some(cost)
+    }
+
+    /// What passing `node` costs, with [`RELAY_US`]. `None`: nothing passes it.
+    pub fn relay_us(&self, node: NodeId) -> Option<u32> {
+        self.place(node).map(|place| self.relays[place]).filter(|us| *us != NONE)
+    }
+
+    /// The cheapest paths from `from` to `to` that pass no node twice, best first, at most `most`; of equal ones first that
+    /// over the fewest links, then that over the lowest nodes.
+    ///
+    /// Source: P. E. Hart and others, "A formal basis for the heuristic determination of minimum cost paths", 1968; what is
+    /// left is known exactly here but for nodes passed already, so hardly anything is looked at in vain.
+    pub fn cheapest(&self, from: NodeId, to: NodeId, most: usize) -> Vec<Path> {
+        let count = self.nodes.len();
+        let (Some(start), Some(end)) = (self.place(from), self.place(to)) else { return Vec::new() };
+        if start == end {
+            return Vec::new();
+        }
+        let rest = self.rest(end);
+        let mut found = Vec::new();
+        let mut open = BinaryHeap::from([Reverse((rest[start], 1, vec![start], 0_u64))]);
+        for _ in 0..LOOKS_MAX {
+            let Some(Reverse((_, length, places, cost))) = open.pop() else { break };
+            let at = *places.last().expect("a path has an end");
+            if at == end {
+                found.push(Path {
+                    nodes: places.iter().map(|node| self.nodes[*node]).collect(),
+                    cost_us: cost,
+                });
+                if found.len() == most {
+                    break;
+                }
+                continue;
+            }
+            let relay = if at == start { 0 } else { self.relays[at] };
+            if relay == NONE || length > HOPS_MAX {
+                continue;
+            }
+            for next in (0..count).filter(|next| !places.contains(next)) {
+                let link = self.links[at * count + next];
+                let left = if next == end { 0 } else { rest[next].saturating_add(self.relays[next].into()) };
+                if link == NONE || rest[next] == u64::MAX {
+                    continue;
+                }
+                let cost = cost + u64::from(relay) + u64::from(link);
+                open.push(Reverse((cost + left, length + 1, [places.as_slice(), &[next]].concat(), cost)));
+            }
+        }
+        found
+    }
+
+    /// What it costs at least from each node to `end`, without passing the node itself.
+    fn rest(&self, end: usize) -> Vec<u64> {
+        let count = self.nodes.len();
+        let mut rest = vec![u64::MAX; count];
+        rest[end] = 0;
+        let mut goes_on = true;
+        while std::mem::take(&mut goes_on) {
+            for at in (0..count).filter(|at| *at != end) {
+                for next in (0..count).filter(|next| self.links[at * count + next] != NONE) {
+                    let relay = if next == end { 0 } else { self.relays[next] };
+                    if relay == NONE || rest[next] == u64::MAX {
+                        continue;
+                    }
+                    let cost = rest[next] + u64::from(relay) + u64::from(self.links[at * count + next]);
+                    if cost < rest[at] {
+                        rest[at] = cost;
+                        goes_on = true;
+                    }
+                }
+            }
+        }
+        rest
     }
 
     /// The cheapest path from `from` to every other node that it leads to, in the order of nodes. Of equal ones that over the
@@ -203,7 +281,31 @@ mod tests {
             prop_assert_eq!(&found, &best);
             for path in picture.paths(NodeId(1)) {
                 prop_assert_eq!(picture.cost_us(&path.nodes), Some(path.cost_us));
+                let candidates = picture.cheapest(NodeId(1), *path.nodes.last().unwrap(), 1);
+                prop_assert_eq!(candidates, [path]);
             }
+        }
+
+        /// Against trying every path.
+        #[test]
+        fn the_candidates_are_the_cheapest_ones(
+            links in prop::collection::vec((1_u16..6, 1_u16..6, 0_u32..5_000), 0..20), most in 1_usize..7,
+        ) {
+            let picture = picture(5, &links.into_iter().filter(|(a, b, _)| a != b).collect::<Vec<_>>());
+            let (mut all, mut open) = (Vec::new(), vec![nodes(&[1])]);
+            while let Some(path) = open.pop() {
+                for next in (1..6).map(NodeId).filter(|next| !path.contains(next)) {
+                    let longer = [path.as_slice(), &[next]].concat();
+                    match picture.cost_us(&longer) {
+                        Some(cost_us) if next == NodeId(2) => all.push(Path { nodes: longer, cost_us }),
+                        Some(_) => open.push(longer),
+                        None => {}
+                    }
+                }
+            }
+            all.sort_by_key(|path| (path.cost_us, path.nodes.len(), path.nodes.clone()));
+            all.truncate(most);
+            prop_assert_eq!(picture.cheapest(NodeId(1), NodeId(2), most), all);
         }
     }
 }

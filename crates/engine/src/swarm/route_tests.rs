@@ -1,6 +1,9 @@
 //! Several swarms over links and datagrams that can be cut: which paths packets take.
 
-use swarmmq_protocol::session::peer::PeerHello;
+use swarmmq_protocol::{
+    route::{LinkFault, RouteCandidate, RouteWhy},
+    session::peer::PeerHello,
+};
 
 use super::{damping::Why, *};
 
@@ -200,6 +203,57 @@ fn a_cut_between_two_is_passed_by_way_of_a_third_and_healed() {
     world.changes.clear();
     world.pass(20_000);
     assert_eq!(world.changes, [], "and then all is quiet");
+}
+
+#[test]
+fn a_detour_is_explained_by_the_figures_that_it_was_chosen_by() {
+    let mut world = World::new(5);
+    world.hole(1, 2);
+    world.until(600, |world| world.works(node(1), node(2)));
+    world.pass(200);
+    let said = world.swarms[&node(1)].explain(world.now, node(2));
+    assert_eq!((said.route.why, said.route.before.as_slice()), (RouteWhy::Broken, &[node(1), node(2)][..]));
+    assert_eq!((&said.candidates[0].path, said.candidates.len()), (&said.route.path, 5));
+    assert_eq!(said.route.cost_us, Some(said.candidates[0].cost_us()));
+    assert!(said.candidates.is_sorted_by_key(RouteCandidate::cost_us));
+    let link = |from: u16, to: u16| {
+        said.links.iter().find(|link| (link.from, link.to) == (node(from), node(to))).unwrap()
+    };
+    let relay = said.route.path[1];
+    let (first, second) = (link(1, relay.0), link(relay.0, 2));
+    assert!(first.is_own && !second.is_own);
+    assert_eq!(second.words.iter().map(|word| word.by).collect::<Vec<_>>(), [relay, node(2)]);
+    let links_us = first.cost_us.unwrap() + second.cost_us.unwrap();
+    let passed = said.relays.iter().find(|view| view.node == relay).unwrap();
+    assert_eq!(said.candidates[0].links_us, u64::from(links_us));
+    assert_eq!(said.candidates[0].relays_us, u64::from(passed.cost_us.unwrap()));
+    assert_eq!(passed.cost_us, Some(passed.surcharge_us + passed.lag_us));
+    let direct = &said.links[0];
+    assert_eq!((direct.to, direct.cost_us), (node(2), Some(AVOIDED_US)));
+    assert!(direct.faults.iter().any(|fault| fault == LinkFault::Silent), "{direct:?}");
+    assert!(direct.penalty > 900 && direct.until_ms == 0, "once is no pattern: {direct:?}");
+    assert!(said.next.starts_with("at once if a link or relay on it fails"), "{}", said.next);
+}
+
+#[test]
+fn a_link_that_is_left_alone_says_until_when() {
+    let mut world = World::new(3);
+    for _ in 0..4 {
+        world.hole(1, 2);
+        world.pass(600);
+        world.holes.clear();
+        world.pass(1_500);
+    }
+    let said = world.swarms[&node(1)].explain(world.now, node(2));
+    let direct = &said.links[0];
+    assert!(direct.faults.iter().any(|fault| fault == LinkFault::Suppressed), "{direct:?}");
+    let itself = world.swarms[&node(1)].explain(world.now, node(1));
+    assert!(itself.candidates.is_empty() && itself.route.path.is_empty(), "{itself:?}");
+    let routes = world.swarms[&node(1)].routes(world.now);
+    assert_eq!(routes.iter().map(|route| route.to).collect::<Vec<_>>(), [node(2), node(3)]);
+    world.pass(u64::from(direct.until_ms));
+    let later = &world.swarms[&node(1)].explain(world.now, node(2)).links[0];
+    assert!(later.faults.iter().all(|fault| fault != LinkFault::Suppressed), "{direct:?}, {later:?}");
 }
 
 #[test]

@@ -15,6 +15,10 @@ use crate::{
         Address, Attempt, ClusterId, ConsumerId, GroupName, KeyHash, KeyId, NodeId, Offset, ProducerEpoch,
         ProducerId, ProducerName, Salt, Sequence, ShardId, Term,
     },
+    route::{
+        LinkFault, LinkFaults, LinkView, LinkWord, NodeRoutes, RelayView, Route, RouteCandidate,
+        RouteExplanation, RouteWhy,
+    },
     time::WallTime,
 };
 
@@ -224,6 +228,8 @@ fn other_admin() -> Vec<Frame> {
         AdminRequest::ProducerTakeOver { name: ProducerName::parse("till-7").unwrap() },
         AdminRequest::NodeDrain { node: NodeId(4), draining: true },
         AdminRequest::NodeRemove { node: NodeId(4) },
+        AdminRequest::Routes,
+        AdminRequest::RouteExplain { from: NodeId(1), to: NodeId(2) },
     ];
     let status = StatusReport {
         cluster: ClusterId(5),
@@ -248,9 +254,64 @@ fn other_admin() -> Vec<Frame> {
         AdminAnswer::Count { messages: 12 },
         AdminAnswer::Producer { producer: ProducerId(9), epoch: ProducerEpoch(2) },
         AdminAnswer::Status(status),
+        AdminAnswer::Routes(vec![
+            NodeRoutes { from: NodeId(1), routes: Some(vec![route()]) },
+            NodeRoutes { from: NodeId(4), routes: None },
+        ]),
+        AdminAnswer::RouteExplanation(None),
+        AdminAnswer::RouteExplanation(Some(Box::new(explanation()))),
     ];
     let requests = requests.into_iter().map(|request| Frame::Admin(Admin(request)));
     requests.chain(answers.into_iter().map(|answer| Frame::AdminReply(AdminReply(answer)))).collect()
+}
+
+fn route() -> Route {
+    Route {
+        to: NodeId(2),
+        path: vec![NodeId(1), NodeId(3), NodeId(2)],
+        cost_us: Some(1_900),
+        before: vec![NodeId(1), NodeId(2)],
+        why: RouteWhy::Cheaper { from_us: 9_000, to_us: 2_000 },
+        changed_ms: 5_000,
+        changes: 2,
+    }
+}
+
+fn explanation() -> RouteExplanation {
+    let mut faults = LinkFaults::default();
+    faults.note(LinkFault::Unreported, true);
+    let link = LinkView {
+        from: NodeId(1),
+        to: NodeId(3),
+        cost_us: None,
+        half_rtt_us: 200,
+        loss_us: 400,
+        faults,
+        is_own: true,
+        words: vec![LinkWord { by: NodeId(1), rtt_us: 400, loss_permille: 22 }],
+        penalty: 1_000,
+        until_ms: 700,
+    };
+    let relay = RelayView {
+        node: NodeId(3),
+        cost_us: Some(1_600),
+        surcharge_us: 1_500,
+        lag_us: 100,
+        is_router: true,
+        heard_ms: None,
+    };
+    let candidate = RouteCandidate { path: vec![NodeId(1), NodeId(2)], links_us: 500, relays_us: 0 };
+    RouteExplanation {
+        from: NodeId(1),
+        route: Route { path: Vec::new(), cost_us: None, why: RouteWhy::Lost, ..route() },
+        streak: 1,
+        streak_needed: 3,
+        worth_us: Some(900),
+        candidates: vec![candidate],
+        links: vec![link],
+        relays: vec![relay],
+        next: "n".into(),
+    }
 }
 
 /// Every kind, and every question and answer of an operator.
