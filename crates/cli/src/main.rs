@@ -16,6 +16,7 @@ mod parse;
 mod ports;
 mod reasons;
 mod recv;
+mod route;
 mod send;
 mod signals;
 mod status;
@@ -65,6 +66,9 @@ enum Command {
     Group(group::GroupCommand),
     /// Nodes, shards, leaders, health
     Status,
+    /// Which way packets take between nodes, and why
+    #[command(subcommand)]
+    Route(route::RouteCommand),
     /// Load, with a check for loss, duplicates and order
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -151,6 +155,7 @@ fn run(cli: &Cli) -> Outcomes<u8> {
         Command::Address(command) => wait(address::run(command, target, json)),
         Command::Group(command) => wait(group::run(command, target, json)),
         Command::Status => wait(status::run(target, json)),
+        Command::Route(command) => wait(route::run(command, target, json)),
         Command::Bench(BenchCommand::E2e(args)) => bench::run(args, target, json),
         Command::Bench(BenchCommand::Connections(args)) => bench::connections::run(args, target, json),
         Command::Keys(KeysCommand::Generate { out }) => keys::run(out, json),

@@ -91,6 +91,7 @@ fn next_step(code: Code) -> &'static str {
         }
         Code::NoSuchAddress => "see `swarmmq address ls`; an address appears when it is first used",
         Code::NoSuchGroup => "see `swarmmq group ls ADDRESS`",
+        Code::NoSuchNode => "see `swarmmq status`: it lists the nodes of the cluster",
         Code::OrderConflict => "leave --order out, or use another address: an order is fixed at first use",
         Code::Exists => "leave --from out, or move the group with `swarmmq group seek`",
         Code::StaleSession => "set the clocks of both machines right",
