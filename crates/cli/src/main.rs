@@ -18,6 +18,7 @@ mod reasons;
 mod recv;
 mod route;
 mod send;
+mod settings;
 mod signals;
 mod status;
 
@@ -69,6 +70,9 @@ enum Command {
     /// Which way packets take between nodes, and why
     #[command(subcommand)]
     Route(route::RouteCommand),
+    /// What can be changed while the cluster runs
+    #[command(subcommand)]
+    Settings(settings::SettingsCommand),
     /// Load, with a check for loss, duplicates and order
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -106,6 +110,8 @@ struct NodeArgs {
 enum BenchCommand {
     /// From producers through the cluster to consumers
     E2e(bench::E2eArgs),
+    /// Policies side by side: how unkeyed messages are spread
+    Routing(bench::routing::RoutingArgs),
     /// Many connections at once, most of them idle
     Connections(bench::connections::ConnectionsArgs),
 }
@@ -156,6 +162,8 @@ fn run(cli: &Cli) -> Outcomes<u8> {
         Command::Group(command) => wait(group::run(command, target, json)),
         Command::Status => wait(status::run(target, json)),
         Command::Route(command) => wait(route::run(command, target, json)),
+        Command::Settings(command) => wait(settings::run(command, target, json)),
+        Command::Bench(BenchCommand::Routing(args)) => bench::routing::run(args, target, json),
         Command::Bench(BenchCommand::E2e(args)) => bench::run(args, target, json),
         Command::Bench(BenchCommand::Connections(args)) => bench::connections::run(args, target, json),
         Command::Keys(KeysCommand::Generate { out }) => keys::run(out, json),

@@ -96,3 +96,37 @@ fn five_nodes_have_twenty_routes_that_are_told_explained_and_watched() {
     ok(&dev.run(&["dev", "down"]));
     fails(&dev.run(&["route", "ls", "--timeout", "1s"]), 3, &["swarmmq dev up"]);
 }
+
+#[test]
+fn settings_hold_on_every_node_and_over_restarts_and_policies_are_compared_side_by_side() {
+    let dev = Dev::up_with(3, &[]);
+    let settings = |dev: &Dev| last(&dev.run(&["settings", "ls", "--json"]));
+    assert_eq!(settings(&dev), json!({ "routing.policy": "least-cost", "routing.cohort": "none" }));
+    ok(&dev.run(&["settings", "set", "routing.cohort=p2c-ewma:100"]));
+    ok(&dev.run(&["settings", "set", "routing.policy=static-hash", "--json"]));
+    fails(&dev.run(&["settings", "set", "routing.policy=fast"]), 2, &["static-hash", "least-cost"]);
+    fails(&dev.run(&["settings", "set", "colour=red"]), 2, &["no setting `colour`", "routing.policy"]);
+    let set = json!({ "routing.policy": "static-hash", "routing.cohort": "p2c-ewma:100" });
+    for node in 1..=3 {
+        let servers = dev.node_of(node, "client");
+        let output = dev.run(&["settings", "ls", "--json", "--servers", &servers]);
+        ok(&output);
+        assert_eq!(last(&output), set, "node {node}");
+    }
+
+    let output = dev.run(&["bench", "routing", "--duration", "2s", "--within", "10s", "--json"]);
+    ok(&output);
+    let compared = last(&output);
+    let policies = compared["policies"].as_array().unwrap();
+    assert_eq!(policies.iter().map(|of| &of["policy"]).collect::<Vec<_>>(), ["static-hash", "least-cost"]);
+    for of in policies {
+        assert_eq!((&of["published"], &of["acknowledged"]), (&json!(1000), &json!(1000)), "{compared}");
+        assert!(of["latency_us"]["p50"].as_f64().unwrap() > 0.0, "{compared}");
+    }
+    assert_eq!((&compared["lost"], &compared["duplicated"]), (&json!(0), &json!(0)));
+    exits(&dev.run(&["bench", "routing", "--policies", "best"]), 2);
+
+    ok(&dev.run(&["dev", "down"]));
+    ok(&dev.run(&["dev", "up"]));
+    assert_eq!(settings(&dev), set);
+}

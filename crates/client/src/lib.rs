@@ -54,6 +54,7 @@ pub use swarmmq_protocol::{
     error::{Code, Outcome},
     frame::StartAt,
     id::{Address, ClusterId, GroupName, MessageId, NameError, Offset, ProducerName, ShardId},
+    policy::{self, Policy},
     time::WallTime,
 };
 pub use swarmmq_seal::{ClientKeyring, LoadError, OpenError, SealError};

@@ -13,6 +13,7 @@ use swarmmq_protocol::{
     admin::Order,
     error::Code,
     id::{Address, MessageId, Offset, ShardId},
+    policy::Policy,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -88,11 +89,14 @@ pub struct ProducerOptions {
     pub deadline: Duration,
     /// The order that addresses must have or are made with; `None`: whatever they have, or `total`.
     pub order: Option<Order>,
+    /// How shards are chosen for messages that any shard may take (order `none`, or `key` without a key); `None`: as the
+    /// cluster's settings say. To compare, or to keep out of a comparison.
+    pub policy: Option<Policy>,
 }
 
 impl Default for ProducerOptions {
     fn default() -> Self {
-        Self { in_flight: 256, deadline: Duration::from_secs(30), order: None }
+        Self { in_flight: 256, deadline: Duration::from_secs(30), order: None, policy: None }
     }
 }
 

@@ -200,6 +200,15 @@ pub enum AdminRequest {
         /// To where.
         to: NodeId,
     },
+    /// Change a setting of the cluster, as people write it; [`Setting`](crate::policy::Setting) says which there are.
+    SettingSet {
+        /// Which.
+        name: String,
+        /// Its new value.
+        value: String,
+    },
+    /// All settings of the cluster.
+    SettingList,
 }
 
 impl AdminRequest {
@@ -268,6 +277,12 @@ impl AdminRequest {
                 out.put_u16(from.0);
                 out.put_u16(to.0);
             }
+            Self::SettingSet { name, value } => {
+                out.put_u8(16);
+                put_name(out, name);
+                put_name(out, value);
+            }
+            Self::SettingList => out.put_u8(17),
         }
     }
 
@@ -301,6 +316,8 @@ impl AdminRequest {
             13 => Self::NodeRemove { node: NodeId(reader.u16()?) },
             14 => Self::Routes,
             15 => Self::RouteExplain { from: NodeId(reader.u16()?), to: NodeId(reader.u16()?) },
+            16 => Self::SettingSet { name: reader.name("name")?, value: reader.name("value")? },
+            17 => Self::SettingList,
             _ => return Err(DecodeError::Invalid("admin verb")),
         })
     }
@@ -493,6 +510,8 @@ pub enum AdminAnswer {
     Routes(Vec<NodeRoutes>),
     /// To `RouteExplain`. `None`: the node where the way begins did not answer.
     RouteExplanation(Option<Box<RouteExplanation>>),
+    /// To `SettingList`: names and values, as people write them.
+    Settings(Vec<(String, String)>),
 }
 
 impl AdminAnswer {
@@ -549,6 +568,14 @@ impl AdminAnswer {
                     explanation.put(out);
                 }
             }
+            Self::Settings(settings) => {
+                out.put_u8(17);
+                out.put_u16(settings.len() as u16);
+                for (name, value) in settings {
+                    put_name(out, name);
+                    put_name(out, value);
+                }
+            }
         }
     }
 
@@ -593,6 +620,11 @@ impl AdminAnswer {
                 let has_answered = reader.flag("has answered")?;
                 let explanation = has_answered.then(|| RouteExplanation::read(reader)).transpose()?;
                 Self::RouteExplanation(explanation.map(Box::new))
+            }
+            17 => {
+                let count = usize::from(reader.u16()?);
+                let one = |reader: &mut Reader| Ok((reader.name("name")?, reader.name("value")?));
+                Self::Settings(reader.list(count, 2, "settings", one)?)
             }
             _ => return Err(DecodeError::Invalid("admin answer")),
         })

@@ -13,6 +13,7 @@ pub mod limits;
 pub mod mac;
 pub mod node_key;
 pub mod packet;
+pub mod policy;
 pub mod route;
 pub mod session;
 pub mod time;

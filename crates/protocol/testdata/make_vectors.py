@@ -78,6 +78,8 @@ def admin():
         ("NodeRemove", b"\x0d" + pack(">H", 4)),
         ("Routes", b"\x0e"),
         ("RouteExplain", b"\x0f" + pack(">HH", 1, 2)),
+        ("SettingSet", b"\x10" + name("routing.policy") + name("p2c-ewma")),
+        ("SettingList", b"\x11"),
     ]
     answers = [
         ("Addresses", b"\2" + pack(">I", 2) + name("a") + b"\0" + address + b"\2"),
@@ -88,6 +90,7 @@ def admin():
         ("Producer", b"\x0b" + producer_id + pack(">Q", 2)),
         ("Routes", b"\x0e" + pack(">H", 2) + pack(">HBH", 1, 1, 1) + route + pack(">HBH", 4, 0, 0)),
         ("RouteExplanation", b"\x0f\1" + pack(">H", 1) + route + pack(">BBQ", 0, 3, 900) + explained),
+        ("Settings", b"\x11" + one + name("routing.cohort") + name("none")),
     ]
 
     print("# Every question of an operator and every answer, whole frames in hex: Q or A, its name in the code, bytes. The producer is \"till-7\"")

@@ -2,12 +2,13 @@
 //!
 //! Producers run on one thread and consumers on another, each with a connection of its own. They share counters for the
 //! progress line only; what was acknowledged and what was delivered is compared when everything has come to rest.
-//! `bench connections` is another load test, in a file of its own.
+//! `bench routing` is the same load with several policies side by side; `bench connections` is another load test.
 
 pub(crate) mod connections;
 mod consume;
 mod plan;
 mod publish;
+pub(crate) mod routing;
 
 use std::{
     sync::{
@@ -166,12 +167,30 @@ impl Report {
 /// The command.
 pub(crate) fn run(args: &E2eArgs, target: &Target, as_json: bool) -> Outcomes<u8> {
     let plan = Arc::new(plan_of(args)?);
+    let Run { report, interrupted, .. } = carry_out(&plan, target)?;
+    if as_json {
+        print(&report);
+    } else {
+        report.show(plan.address.as_str());
+    }
+    Ok(report.exit_code(interrupted))
+}
+
+/// What a load came to.
+struct Run {
+    report: Report,
+    published: Published,
+    interrupted: bool,
+}
+
+/// Publishes and consumes as planned.
+fn carry_out(plan: &Arc<Plan>, target: &Target) -> Outcomes<Run> {
     let options = target.options(CONNECT_TIME_MAX)?;
     let shared = Arc::new(Shared::default());
     let (ready, joined) = std::sync::mpsc::channel();
     let (tell, told) = oneshot::channel();
     let consumers = {
-        let (plan, shared, options) = (Arc::clone(&plan), Arc::clone(&shared), options.clone());
+        let (plan, shared, options) = (Arc::clone(plan), Arc::clone(&shared), options.clone());
         std::thread::Builder::new()
             .name("consumers".into())
             .spawn(move || runtime()?.block_on(consume::run(plan, options, shared, ready, told)))
@@ -181,7 +200,7 @@ pub(crate) fn run(args: &E2eArgs, target: &Target, as_json: bool) -> Outcomes<u8
     };
     // If the consumers cannot join, their thread ends and its result says why.
     let published = match joined.recv() {
-        Ok(()) => publish_all(&plan, options, &shared, tell),
+        Ok(()) => publish_all(plan, options, &shared, tell),
         Err(_) => Err(Error::Closed.into()),
     };
     let delivered = consumers.join().unwrap_or_else(|_| {
@@ -204,12 +223,7 @@ pub(crate) fn run(args: &E2eArgs, target: &Target, as_json: bool) -> Outcomes<u8
     }
     let cpu = cpu_time().saturating_sub(cpu_before);
     let report = Report::new(&published, &delivered, plan.now() as f64 / 1e9, cpu);
-    if as_json {
-        print(&report);
-    } else {
-        report.show(plan.address.as_str());
-    }
-    Ok(report.exit_code(shared.interrupted.load(Ordering::Relaxed)))
+    Ok(Run { report, published, interrupted: shared.interrupted.load(Ordering::Relaxed) })
 }
 
 fn plan_of(args: &E2eArgs) -> Outcomes<Plan> {
@@ -235,6 +249,8 @@ fn plan_of(args: &E2eArgs) -> Outcomes<Plan> {
         size: args.size as usize,
         duration: args.duration,
         in_flight: args.in_flight as usize,
+        deadline: None,
+        policies: Vec::new(),
         started: std::sync::OnceLock::new(),
     })
 }

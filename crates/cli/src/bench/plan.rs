@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use swarmmq_protocol::{admin::Order, id::Address};
+use swarmmq_protocol::{admin::Order, id::Address, policy::Policy};
 
 /// Bytes at the beginning of a body that say which message it is.
 ///
@@ -35,6 +35,10 @@ pub(super) struct Plan {
     pub(super) size: usize,
     pub(super) duration: Duration,
     pub(super) in_flight: usize,
+    /// Time for each message's fate; `None`: as long as it takes, and one that fails ends the run.
+    pub(super) deadline: Option<Duration>,
+    /// Producers take them in turn; none: as the cluster says.
+    pub(super) policies: Vec<Policy>,
     pub(super) started: OnceLock<Instant>,
 }
 
@@ -42,6 +46,12 @@ impl Plan {
     /// Nanoseconds since the start; 0 before.
     pub(super) fn now(&self) -> u64 {
         self.started.get().map_or(0, |started| started.elapsed().as_nanos() as u64)
+    }
+
+    /// How a producer spreads its messages.
+    pub(super) fn policy(&self, producer: u16) -> Option<Policy> {
+        let count = self.policies.len();
+        (count > 0).then(|| self.policies[usize::from(producer) % count])
     }
 
     /// When a message is to be published: producers take turns. `None`: as soon as there is room.
@@ -123,6 +133,8 @@ pub(super) fn example(order: Order) -> Plan {
         rate: 1000.0,
         size: 100,
         duration: Duration::from_secs(1),
+        deadline: None,
+        policies: Vec::new(),
         in_flight: 16,
         started: OnceLock::new(),
     }

@@ -14,8 +14,9 @@ use bytes::Bytes;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
+use serde::Serialize;
 use swarmmq_client::{Error, Message, Options, Pending, Producer, ProducerOptions, Receipt, SwarmMq};
-use swarmmq_protocol::{admin::Order, error::Outcome, id::ShardId};
+use swarmmq_protocol::{admin::Order, error::Outcome, id::ShardId, policy::Policy};
 use tokio::{io::unix::AsyncFd, task};
 
 use super::{
@@ -24,7 +25,7 @@ use super::{
 };
 use crate::{
     discover::CLOSE_TIME_MAX,
-    measure::{Bitmap, Gap, Latency},
+    measure::{Bitmap, Gap, Latency, LatencyReport},
     output::{Failure, Outcomes},
 };
 
@@ -36,6 +37,17 @@ const PAUSE_NS_MIN: u64 = 100_000;
 const PAUSE_NS_MAX: u64 = 50_000_000;
 /// Producers that share the shortest pause.
 const PRODUCERS_PER_PAUSE: u64 = 4;
+
+/// What became of the messages of one cohort.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct OfPolicy {
+    pub(super) policy: &'static str,
+    pub(super) published: u64,
+    /// In time.
+    pub(super) acknowledged: u64,
+    /// From when they were to be sent to their answers; of those that were answered in time.
+    pub(super) latency_us: LatencyReport,
+}
 
 /// What became of all messages.
 #[derive(Debug)]
@@ -52,6 +64,22 @@ pub(super) struct Published {
 impl Published {
     pub(super) fn acknowledged(&self) -> u64 {
         self.producers.iter().map(|one| one.acknowledged.len()).sum()
+    }
+
+    /// What became of the messages that were spread by one policy.
+    pub(super) fn of_policy(&self, plan: &Plan, policy: Policy) -> OfPolicy {
+        let mut latency = Latency::new();
+        let mut of =
+            OfPolicy { policy: policy.name(), published: 0, acknowledged: 0, latency_us: latency.report() };
+        for (number, one) in (0..).zip(&self.producers) {
+            if plan.policy(number) == Some(policy) {
+                of.published += one.handed;
+                of.acknowledged += one.acknowledged.len();
+                latency.add(&one.latency);
+            }
+        }
+        of.latency_us = latency.report();
+        of
     }
 
     pub(super) fn acknowledged_by_producer(&self) -> Vec<Bitmap> {
@@ -100,8 +128,9 @@ pub(super) async fn run(plan: Arc<Plan>, options: Options, shared: Arc<Shared>) 
     for number in 0..plan.producers {
         let producer = client.producer(ProducerOptions {
             in_flight: plan.in_flight,
-            deadline: plan.duration + RESOLVE_TIME_MAX,
+            deadline: plan.deadline.unwrap_or(plan.duration + RESOLVE_TIME_MAX),
             order: Some(plan.order),
+            policy: plan.policy(number),
         });
         let pacer = Pacer::new().map_err(|error| {
             Failure::local(format!("cannot make a timer: {error}"), "check process limits")
@@ -227,13 +256,13 @@ impl Worker {
             while let Some(oldest) = self.in_flight.front_mut() {
                 let Poll::Ready(result) = Pin::new(&mut oldest.pending).poll(context) else { break };
                 let sent = self.in_flight.pop_front().expect("looked at above");
-                self.one.settle(&sent, result, now, &self.shared);
+                self.one.settle(&sent, result, now, &self.shared, &self.plan);
             }
         } else {
-            let (one, shared) = (&mut self.one, &self.shared);
+            let (one, shared, plan) = (&mut self.one, &self.shared, &self.plan);
             self.in_flight.retain_mut(|sent| match Pin::new(&mut sent.pending).poll(context) {
                 Poll::Ready(result) => {
-                    one.settle(sent, result, now, shared);
+                    one.settle(sent, result, now, shared, plan);
                     false
                 }
                 Poll::Pending => true,
@@ -244,7 +273,14 @@ impl Worker {
 }
 
 impl One {
-    fn settle(&mut self, sent: &InFlight, result: Result<Receipt, Error>, now: u64, shared: &Shared) {
+    fn settle(
+        &mut self,
+        sent: &InFlight,
+        result: Result<Receipt, Error>,
+        now: u64,
+        shared: &Shared,
+        plan: &Plan,
+    ) {
         match result {
             Ok(receipt) => {
                 self.acknowledged.insert(sent.sequence);
@@ -259,8 +295,10 @@ impl One {
                     self.unanswered.gave_up(sent.handed, now);
                 } else {
                     self.failed += 1;
-                    // The next ones would fail as well, only faster.
-                    shared.stop.store(true, Ordering::Relaxed);
+                    // Where nothing but time ends a message, the next ones would fail as well, only faster.
+                    if plan.deadline.is_none() {
+                        shared.stop.store(true, Ordering::Relaxed);
+                    }
                 }
                 self.first_error.get_or_insert(error);
             }

@@ -422,7 +422,7 @@ impl Driver {
     /// Who leads what, and where.
     fn learned(&mut self, leaders: &Leaders) {
         self.direct.learned(leaders);
-        self.producers.learned(&leaders.shards);
+        self.producers.learned(&leaders.shards, &leaders.routing);
         self.doors.retain(|door| leaders.nodes.contains(door));
         let new = leaders.nodes.iter().filter(|door| !self.doors.contains(door)).cloned().collect();
         self.doors.extend(shuffled(new));

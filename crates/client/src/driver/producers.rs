@@ -15,9 +15,10 @@ use swarmmq_protocol::{
     envelope,
     error::Code,
     frame::{Answer, Published},
-    id::{Address, NodeId, ProducerEpoch, ProducerId, Salt, ShardId},
+    id::{Address, NodeId, ProducerEpoch, ProducerId, Salt},
     limits::{ADDRESS_BYTES_MAX, MAC_BYTES, PLAINTEXT_FRAMING_BYTES_MAX, TAG_BYTES},
     mac,
+    policy::Routing,
     session::{
         producer::{self, ProducerConfig, Resolution, SendResult},
         ways::{Way, Ways},
@@ -44,8 +45,6 @@ const WINDOW_BYTES: usize = 64 << 20;
 /// A session holds twice what may be in flight: besides what the program waits for, what it was told to be unknown and
 /// is still repeated.
 const WINDOW_FACTOR: usize = 2;
-/// Messages of unkeyed traffic that go to one shard before the next one has its turn.
-const SPREAD_RUN: u64 = 32;
 /// What sealing adds to headers, key and body, at most.
 const SEALING_BYTES_MAX: usize =
     envelope::FIXED_BYTES + ADDRESS_BYTES_MAX + PLAINTEXT_FRAMING_BYTES_MAX + TAG_BYTES + MAC_BYTES;
@@ -74,7 +73,6 @@ struct State {
     backlog: VecDeque<(Submission, Order)>,
     /// Messages that wait for their address's order.
     unplaced: usize,
-    spread: u64,
     closing: bool,
     /// All fates are known; the shards may be told until then that the session ended.
     goodbye_until: Option<Instant>,
@@ -106,6 +104,8 @@ pub(super) struct Producers {
     shard_count: u32,
     /// The connections that there are, as a new session finds them.
     ways: Ways,
+    /// How the cluster wants messages spread that any shard may take.
+    routing: Routing,
     is_home: bool,
     states: BTreeMap<u64, State>,
     /// Producers for which there was no room at all.
@@ -129,6 +129,7 @@ impl Producers {
             session_messages_max: SESSION_MESSAGES_MAX,
             shard_count: 1,
             ways: Ways::default(),
+            routing: Routing::default(),
             is_home: false,
             states: BTreeMap::new(),
             turned_away: BTreeSet::new(),
@@ -151,10 +152,14 @@ impl Producers {
     }
 
     /// Who leads each data shard; of others there is nothing to know.
-    pub(super) fn learned(&mut self, leaders: &[Option<NodeId>]) {
+    pub(super) fn learned(&mut self, leaders: &[Option<NodeId>], routing: &Routing) {
         let leaders = &leaders[..leaders.len().min(self.shard_count as usize)];
         self.ways.learned(leaders);
-        self.states.values_mut().for_each(|state| state.session.learned(leaders));
+        self.routing = *routing;
+        for state in self.states.values_mut() {
+            state.session.learned(leaders);
+            state.session.set_routing(routing);
+        }
     }
 
     /// Leaders to which direct connections would be of use.
@@ -205,7 +210,6 @@ impl Producers {
             waiting: BTreeMap::new(),
             backlog: VecDeque::new(),
             unplaced: 0,
-            spread: u64::from_be_bytes(crate::random()) >> 8,
             closing: false,
             goodbye_until: None,
             done: Vec::new(),
@@ -229,12 +233,15 @@ impl Producers {
             epoch,
             salt,
             created_at: wall(),
+            policy: options.policy,
             window_messages: options.in_flight.max(1).saturating_mul(WINDOW_FACTOR),
             window_bytes: WINDOW_BYTES,
             seed: u64::from_be_bytes(crate::random()),
             slip: None,
         });
         session.take_ways(self.ways.clone());
+        session.set_shards(self.shard_count);
+        session.set_routing(&self.routing);
         (session, Sealer::new(&self.keyring, producer, epoch, salt))
     }
 
@@ -535,15 +542,12 @@ fn hand_over(
         (Order::Key, Some(key)) => {
             mac::ring(&address, Some(&state.sealer.key_hash(&address, key)), shard_count)
         }
-        (Order::Key | Order::None, _) => {
-            state.spread += 1;
-            ShardId((state.spread / SPREAD_RUN % u64::from(shard_count)) as u32)
-        }
+        (Order::Key | Order::None, _) => state.session.choose(clock.now()),
     };
     let headers: Vec<UserHeader> =
         message.headers.into_iter().map(|(name, value)| UserHeader { name, value }).collect();
     let sealer = &mut state.sealer;
-    let sealed = state.session.submit(ticket, shard, clock.of(until), |sequence| {
+    let sealed = state.session.submit(ticket, shard, (clock.now(), clock.of(until)), |sequence| {
         sealer.seal(&Draft {
             address: &address,
             shard,

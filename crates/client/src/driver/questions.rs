@@ -42,6 +42,7 @@ impl Question {
                 | AdminRequest::AddressSet { .. }
                 | AdminRequest::ProducerTakeOver { .. }
                 | AdminRequest::NodeDrain { .. }
+                | AdminRequest::SettingSet { .. }
                 | AdminRequest::NodeRemove { .. } => true,
                 AdminRequest::AddressRemove { dry_run, .. }
                 | AdminRequest::AddressPurge { dry_run, .. }
@@ -52,6 +53,7 @@ impl Question {
                 | AdminRequest::GroupList { .. }
                 | AdminRequest::Routes
                 | AdminRequest::RouteExplain { .. }
+                | AdminRequest::SettingList
                 | AdminRequest::Status => false,
             },
             Self::Resolve(resolve, _) => resolve.create,
@@ -70,6 +72,7 @@ impl Question {
                         AdminRequest::AddressCreate { .. }
                             | AdminRequest::AddressSet { .. }
                             | AdminRequest::NodeDrain { .. }
+                            | AdminRequest::SettingSet { .. }
                             // Each asking begins a life; only the last one is used.
                             | AdminRequest::ProducerTakeOver { .. },
                         _

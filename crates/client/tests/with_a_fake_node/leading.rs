@@ -7,6 +7,7 @@ use swarmmq_protocol::{
     error::Code,
     frame::{Frame, GoAway, Leaders},
     id::NodeId,
+    policy::Routing,
 };
 
 use super::fake::{FakeNode, LONG, Peer, SHARDS, soon};
@@ -14,7 +15,7 @@ use super::fake::{FakeNode, LONG, Peer, SHARDS, soon};
 /// Everything is led by node 2, which is said to listen there.
 fn led_by(leader: String, home: &FakeNode) -> Leaders {
     let nodes = vec![(NodeId(1), home.address()), (NodeId(2), leader)];
-    Leaders { nodes, shards: vec![Some(NodeId(2)); SHARDS as usize] }
+    Leaders { nodes, shards: vec![Some(NodeId(2)); SHARDS as usize], routing: Routing::default() }
 }
 
 fn message() -> Message {

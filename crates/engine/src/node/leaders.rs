@@ -80,6 +80,7 @@ impl Node {
         Leaders {
             nodes: doors.map(|(node, member)| (*node, member.client.clone())).collect(),
             shards: data.iter().map(|leader| leader.map(|(_, node)| node)).collect(),
+            routing: self.cluster_shard().state().catalog.routing,
         }
     }
 

@@ -115,6 +115,11 @@ impl Node {
             let addresses = catalog.addresses.iter().map(|(a, entry)| (a.clone(), entry.order)).collect();
             return Ok(AdminAnswer::Addresses(addresses));
         }
+        if matches!(question, AdminRequest::SettingList) {
+            let settings = catalog.routing.settings();
+            let settings = settings.iter().map(|setting| (setting.name().into(), setting.value())).collect();
+            return Ok(AdminAnswer::Settings(settings));
+        }
         let mut all = Vec::new();
         for view in views {
             all.push(View::read(view).map_err(|_| Code::Malformed)?);

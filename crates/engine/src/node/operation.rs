@@ -12,6 +12,7 @@ use swarmmq_protocol::{
     id::{Address, GroupName, ProducerEpoch, ProducerName},
     limits::LEASE_TOTAL_MAX,
     mac,
+    policy::Setting,
 };
 
 use super::{ConnectionId, Node, Now, QUESTIONS_MAX, ask::Purpose, question::Question};
@@ -77,6 +78,11 @@ enum Goal {
     RemoveGroup {
         address: Address,
         group: GroupName,
+        stage: u8,
+    },
+    /// A setting of the cluster is to change.
+    Set {
+        setting: Setting,
         stage: u8,
     },
     /// A node is to be emptied, or goes.
@@ -173,6 +179,12 @@ impl Node {
             AdminRequest::NodeDrain { node, draining } => {
                 Goal::Node { event: NodeEvent::Drained { node, draining }, stage: 0 }
             }
+            AdminRequest::SettingSet { name, value } => match Setting::parse(&name, &value) {
+                Ok(setting) => Goal::Set { setting, stage: 0 },
+                Err(error) => {
+                    return self.fail(connection, request, Code::Malformed, &error.to_string());
+                }
+            },
             AdminRequest::NodeRemove { node } => Goal::Node { event: NodeEvent::Removed { node }, stage: 0 },
             AdminRequest::AddressPurge { address, dry_run: false } => Goal::Purge { address, stage: 0 },
             AdminRequest::GroupRemove { address, group, dry_run: false } => {
@@ -411,6 +423,9 @@ impl Node {
                 let taken = CatalogEvent::ProducerTaken { name: name.clone() };
                 once(stage, || vec![(cluster, Event::Catalog(taken))])
             }
+            Goal::Set { setting, stage } => {
+                once(stage, || vec![(cluster, Event::Catalog(CatalogEvent::Set(*setting)))])
+            }
             // Whether the node is the last one that can hold data is not a question to old knowledge.
             Goal::Node { .. } if !is_fresh => Step::Mark,
             Goal::Node { event, stage } => {
@@ -556,7 +571,7 @@ impl Node {
                 self.send(connection, request, &resolved);
             }
             Goal::Subscribe { frame, .. } => self.open_feeds(now, connection, request, &frame),
-            Goal::Create { .. } | Goal::Change { .. } | Goal::Node { .. } => {
+            Goal::Create { .. } | Goal::Change { .. } | Goal::Node { .. } | Goal::Set { .. } => {
                 self.send(connection, request, &Reply::ok())
             }
             Goal::TakeOver { name, .. } => {

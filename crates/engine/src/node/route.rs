@@ -109,6 +109,7 @@ impl Node {
         }
         known.remove(&self.config.node);
         self.swarm.know(now.monotonic, known);
+        self.swarm.set_policy(self.cluster_shard().state().catalog.routing.policy);
     }
 
     pub(super) fn datagram(&mut self, now: Now, bytes: &[u8]) {

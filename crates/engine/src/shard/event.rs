@@ -14,10 +14,12 @@ use bytes::Bytes;
 use swarmmq_protocol::{
     id::{Address, Attempt, GroupName, Offset, ProducerEpoch, ProducerId, ProducerName, Salt, Sequence},
     limits::{ATTEMPTS_MAX, LEASE},
+    policy::Setting,
     time::WallTime,
 };
 
 use super::{
+    catalog::{put_catalog, read_catalog},
     codec::{Malformed, Reader, put_text},
     member::NodeEvent,
 };
@@ -199,6 +201,8 @@ pub enum CatalogEvent {
         /// Its name.
         group: GroupName,
     },
+    /// A setting of the cluster has another value.
+    Set(Setting),
 }
 
 /// Something a shard remembers.
@@ -597,7 +601,7 @@ fn read_producer(reader: &mut Reader<'_>) -> Result<(ProducerId, ProducerEpoch),
     Ok((ProducerId(reader.u128()?), ProducerEpoch(reader.u64()?)))
 }
 
-fn put_group(out: &mut Vec<u8>, address: &Address, group: &GroupName) {
+pub(super) fn put_group(out: &mut Vec<u8>, address: &Address, group: &GroupName) {
     put_text(out, address.as_str());
     put_text(out, group.as_str());
 }
@@ -606,7 +610,7 @@ pub(super) fn read_address(reader: &mut Reader<'_>) -> Result<Address, Malformed
     Address::parse(reader.text()?).map_err(|_| Malformed)
 }
 
-fn read_group(reader: &mut Reader<'_>) -> Result<(Address, GroupName), Malformed> {
+pub(super) fn read_group(reader: &mut Reader<'_>) -> Result<(Address, GroupName), Malformed> {
     Ok((read_address(reader)?, GroupName::parse(reader.text()?).map_err(|_| Malformed)?))
 }
 
@@ -637,73 +641,6 @@ fn read_returned(reader: &mut Reader<'_>) -> Result<Returned, Malformed> {
         _ => return Err(Malformed),
     };
     Ok(Returned { offset, attempt, cause, reason: reader.text()?.to_owned() })
-}
-
-fn put_catalog(out: &mut Vec<u8>, event: &CatalogEvent) {
-    match event {
-        CatalogEvent::Node(event) => {
-            out.push(70);
-            event.put(out);
-        }
-        CatalogEvent::ProducerTaken { name } => {
-            out.push(69);
-            put_text(out, name.as_str());
-        }
-        CatalogEvent::AddressMade { address, order, settings } => {
-            out.push(64);
-            put_text(out, address.as_str());
-            out.push(order.to_u8());
-            settings.put(out);
-        }
-        CatalogEvent::AddressChanged { address, settings } => {
-            out.push(65);
-            put_text(out, address.as_str());
-            settings.put(out);
-        }
-        CatalogEvent::AddressRemoved { address } => {
-            out.push(66);
-            put_text(out, address.as_str());
-        }
-        CatalogEvent::GroupDefined { address, group, start } => {
-            out.push(67);
-            put_group(out, address, group);
-            out.push(u8::from(start.is_some()));
-            start.unwrap_or(Start::Oldest).put(out);
-        }
-        CatalogEvent::GroupDropped { address, group } => {
-            out.push(68);
-            put_group(out, address, group);
-        }
-    }
-}
-
-fn read_catalog(kind: u8, reader: &mut Reader<'_>) -> Result<CatalogEvent, Malformed> {
-    Ok(match kind {
-        64 => CatalogEvent::AddressMade {
-            address: read_address(reader)?,
-            order: Order::from_u8(reader.u8()?).ok_or(Malformed)?,
-            settings: Settings::read(reader)?,
-        },
-        65 => {
-            CatalogEvent::AddressChanged { address: read_address(reader)?, settings: Settings::read(reader)? }
-        }
-        69 => {
-            CatalogEvent::ProducerTaken { name: ProducerName::parse(reader.text()?).map_err(|_| Malformed)? }
-        }
-        70 => CatalogEvent::Node(NodeEvent::read(reader)?),
-        66 => CatalogEvent::AddressRemoved { address: read_address(reader)? },
-        67 => {
-            let (address, group) = read_group(reader)?;
-            let told = reader.u8()? != 0;
-            let start = Start::read(reader)?;
-            CatalogEvent::GroupDefined { address, group, start: told.then_some(start) }
-        }
-        68 => {
-            let (address, group) = read_group(reader)?;
-            CatalogEvent::GroupDropped { address, group }
-        }
-        _ => return Err(Malformed),
-    })
 }
 
 #[cfg(test)]
@@ -753,6 +690,8 @@ mod tests {
             Event::Catalog(CatalogEvent::ProducerTaken { name: ProducerName::parse("till-7").unwrap() }),
             Event::Catalog(CatalogEvent::GroupDefined { address: a(), group: g(), start: None }),
             Event::Catalog(CatalogEvent::GroupDropped { address: a(), group: g() }),
+            Event::Catalog(CatalogEvent::Set(Setting::Policy(swarmmq_protocol::policy::Policy::StaticHash))),
+            Event::Catalog(CatalogEvent::Set(Setting::Cohort(None))),
         ]
     }
 

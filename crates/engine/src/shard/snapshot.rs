@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use swarmmq_protocol::{
     id::{GroupName, KeyHash, Offset, ProducerEpoch, ProducerId, ProducerName, Salt, Sequence},
+    policy::Routing,
     time::WallTime,
 };
 
 use super::{
-    catalog::{Catalog, Entry},
+    catalog::{Catalog, Entry, put_setting, read_setting},
     codec::{Malformed, Reader, put_text},
     consensus::Conf,
     dedup::{Producer, Producers, Run},
@@ -22,7 +23,9 @@ use super::{
 };
 use crate::{log::Position, node::bug::Bugs};
 
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
+/// The layout before the cluster had settings.
+const VERSION_WITHOUT_SETTINGS: u8 = 3;
 /// The layout before members had keys.
 const VERSION_WITHOUT_KEYS: u8 = 2;
 
@@ -63,7 +66,12 @@ impl State {
         let next_offset = r.u64()?;
         let conf = read_conf(&mut r)?;
         let producers = read_producers(&mut r)?;
-        let catalog = read_catalog(&mut r, version > VERSION_WITHOUT_KEYS)?;
+        let mut catalog = read_catalog(&mut r, version > VERSION_WITHOUT_KEYS)?;
+        if version > VERSION_WITHOUT_SETTINGS {
+            for _ in 0..r.u8()? {
+                catalog.routing = catalog.routing.with(read_setting(&mut r)?);
+            }
+        }
         let count = r.u32()?;
         let mut queues = BTreeMap::new();
         for _ in 0..count {
@@ -186,6 +194,9 @@ fn put_catalog(out: &mut Vec<u8>, catalog: &Catalog) {
         out.extend_from_slice(&epoch.0.to_be_bytes());
     }
     catalog.members.put(out);
+    let settings = catalog.routing.settings();
+    out.push(settings.len() as u8);
+    settings.iter().for_each(|setting| put_setting(out, setting));
 }
 
 fn read_catalog(r: &mut Reader<'_>, keyed: bool) -> Result<Catalog, Malformed> {
@@ -209,7 +220,7 @@ fn read_catalog(r: &mut Reader<'_>, keyed: bool) -> Result<Catalog, Malformed> {
         let name = ProducerName::parse(r.text()?).map_err(|_| Malformed)?;
         producers.insert(name, ProducerEpoch(r.u64()?));
     }
-    Ok(Catalog { addresses, producers, members: Members::read(r, keyed)? })
+    Ok(Catalog { addresses, producers, members: Members::read(r, keyed)?, routing: Routing::default() })
 }
 
 fn read_group_name(r: &mut Reader<'_>) -> Result<GroupName, Malformed> {

@@ -37,6 +37,7 @@ use swarmmq_protocol::{
     id::{ClusterId, NodeId},
     mac::MacKey,
     node_key::NodeSecret,
+    policy::Policy,
     time::Instant,
 };
 
@@ -95,6 +96,8 @@ pub struct Swarm {
     /// Links that a relay could not use, and until when that counts.
     doubts: BTreeMap<(NodeId, NodeId), Instant>,
     load: Load,
+    /// Packets take links only, and nothing that is measured changes that.
+    is_static: bool,
     next_sample: Instant,
     /// A link came or went, or is not what it was: paths are to be looked at...
     has_news: bool,
@@ -123,6 +126,7 @@ impl Swarm {
             gone: BTreeMap::new(),
             doubts: BTreeMap::new(),
             load: Load::default(),
+            is_static: false,
             next_sample: now,
             has_news: false,
             is_urgent: false,
@@ -138,6 +142,13 @@ impl Swarm {
         self.links.keep(|node| known.contains_key(&node));
         self.known = known;
         self.has_news = true;
+    }
+
+    /// How paths are chosen from now on.
+    pub fn set_policy(&mut self, policy: Policy) {
+        let is_static = !policy.is_adaptive();
+        self.has_news |= self.is_static != is_static;
+        self.is_static = is_static;
     }
 
     /// How busy this node is.
@@ -236,7 +247,9 @@ impl Swarm {
         self.forget_old(now);
         let picture = self.picture(now);
         let mut best: BTreeMap<NodeId, path::Path> = BTreeMap::new();
-        for path in picture.paths(self.config.me.node) {
+        let paths =
+            if self.is_static { self.direct_paths(&picture) } else { picture.paths(self.config.me.node) };
+        for path in paths {
             best.insert(*path.nodes.last().expect("a path has an end"), path);
         }
         let mut changed = Vec::new();
@@ -245,6 +258,9 @@ impl Swarm {
             let choice = self.choices.entry(node).or_insert_with(|| Choice::new(now));
             let best = best.get(&node);
             let mut current_us = choice.path.as_ref().and_then(|path| picture.cost_us(path));
+            if self.is_static && choice.path.as_ref().is_some_and(|path| path.len() > 2) {
+                current_us = None;
+            }
             if let (Some(current), Some(best)) = (current_us, best)
                 && current >= u64::from(AVOIDED_US)
                 && best.cost_us < u64::from(AVOIDED_US)
@@ -261,6 +277,13 @@ impl Swarm {
             }
         }
         changed
+    }
+
+    /// Every link that is open, however bad.
+    fn direct_paths(&self, picture: &Picture) -> Vec<path::Path> {
+        let open = self.links.iter().filter(|(_, link)| link.is_open);
+        let direct = open.map(|(node, _)| vec![self.config.me.node, node]);
+        direct.filter_map(|nodes| Some(path::Path { cost_us: picture.cost_us(&nodes)?, nodes })).collect()
     }
 
     fn forget_old(&mut self, now: Instant) {

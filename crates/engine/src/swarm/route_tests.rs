@@ -338,6 +338,30 @@ fn a_link_that_fails_again_and_again_is_left_alone_for_a_while() {
     world.until(60_000, |world| world.is_direct(node(1), node(2)));
 }
 
+/// The baseline for comparisons: what every queue without an overlay does.
+#[test]
+fn a_static_policy_takes_open_links_and_nothing_else() {
+    let mut world = World::new(5);
+    world.hole(1, 2);
+    world.until(600, |world| world.works(node(1), node(2)));
+    let now = world.now;
+    for id in 1..=5 {
+        world.swarm(node(id)).set_policy(Policy::StaticHash);
+        world.swarm(node(id)).reroute(now);
+    }
+    assert!(world.is_direct(node(1), node(2)), "though nothing comes through");
+    world.pass(5_000);
+    assert!(world.is_direct(node(1), node(2)));
+    let now = world.now;
+    world.swarm(node(1)).link_closed(now, node(3), false);
+    world.pass(500);
+    assert_eq!(world.path(1, 3), None, "no link, no way");
+    for id in 1..=5 {
+        world.swarm(node(id)).set_policy(Policy::LeastCost);
+    }
+    world.until(600, |world| world.works(node(1), node(2)) && world.works(node(1), node(3)));
+}
+
 #[test]
 fn the_last_path_is_never_given_up() {
     let mut world = World::new(2);

@@ -6,6 +6,7 @@ use crate::{
     codec::{DecodeError, Reader, put_name},
     id::NodeId,
     limits::NODES_MAX,
+    policy::{Cohort, Policy, Routing},
 };
 
 /// Who leads what, as far as a node knows.
@@ -15,6 +16,8 @@ pub struct Leaders {
     pub nodes: Vec<(NodeId, String)>,
     /// Who leads each data shard, in order; `None`: not known.
     pub shards: Vec<Option<NodeId>>,
+    /// How messages are spread that any shard may take. What a later version names in its place counts as the default.
+    pub routing: Routing,
 }
 
 impl Leaders {
@@ -27,6 +30,10 @@ impl Leaders {
         }
         out.put_u32(self.shards.len() as u32);
         self.shards.iter().for_each(|leader| out.put_u16(leader.map_or(0, |node| node.0)));
+        let Routing { policy, cohort } = self.routing;
+        out.put_u8(policy.number());
+        out.put_u8(cohort.map_or(0, |cohort| cohort.policy.number()));
+        out.put_u16(cohort.map_or(0, |cohort| cohort.permille));
     }
 
     pub(super) fn read(reader: &mut Reader) -> Result<Self, DecodeError> {
@@ -39,6 +46,10 @@ impl Leaders {
         let count = reader.u32()? as usize;
         let shards = reader
             .list(count, 2, "shards", |reader| Ok(Some(NodeId(reader.u16()?)).filter(|node| node.0 > 0)))?;
-        Ok(Self { nodes, shards })
+        let policy = Policy::from_number(reader.u8()?).unwrap_or_default();
+        let of_cohort = Policy::from_number(reader.u8()?);
+        let permille = reader.u16()?.min(1000);
+        let cohort = of_cohort.map(|policy| Cohort { policy, permille });
+        Ok(Self { nodes, shards, routing: Routing { policy, cohort } })
     }
 }

@@ -15,6 +15,7 @@ use crate::{
         Address, Attempt, ClusterId, ConsumerId, GroupName, KeyHash, KeyId, NodeId, Offset, ProducerEpoch,
         ProducerId, ProducerName, Salt, Sequence, ShardId, Term,
     },
+    policy::{Cohort, Policy, Routing},
     route::{
         LinkFault, LinkFaults, LinkView, LinkWord, NodeRoutes, RelayView, Route, RouteCandidate,
         RouteExplanation, RouteWhy,
@@ -201,6 +202,10 @@ fn examples() -> Vec<(u64, Frame)> {
         Frame::Leaders(Leaders {
             nodes: vec![(NodeId(1), "10.0.0.1:7420".into()), (NodeId(3), "10.0.0.3:7420".into())],
             shards: vec![Some(NodeId(3)), None, Some(NodeId(1)), Some(NodeId(2))],
+            routing: Routing {
+                policy: Policy::LeastCost,
+                cohort: Some(Cohort { policy: Policy::P2cEwma, permille: 100 }),
+            },
         }),
     ];
     frames.into_iter().zip(1..).map(|(frame, request)| (request, frame)).collect()
@@ -230,6 +235,8 @@ fn other_admin() -> Vec<Frame> {
         AdminRequest::NodeRemove { node: NodeId(4) },
         AdminRequest::Routes,
         AdminRequest::RouteExplain { from: NodeId(1), to: NodeId(2) },
+        AdminRequest::SettingSet { name: "routing.policy".into(), value: "p2c-ewma".into() },
+        AdminRequest::SettingList,
     ];
     let status = StatusReport {
         cluster: ClusterId(5),
@@ -258,6 +265,7 @@ fn other_admin() -> Vec<Frame> {
             NodeRoutes { from: NodeId(1), routes: Some(vec![route()]) },
             NodeRoutes { from: NodeId(4), routes: None },
         ]),
+        AdminAnswer::Settings(vec![("routing.cohort".into(), "none".into())]),
         AdminAnswer::RouteExplanation(None),
         AdminAnswer::RouteExplanation(Some(Box::new(explanation()))),
     ];
@@ -505,6 +513,7 @@ fn a_list_of_leaders_names_no_more_nodes_than_a_cluster_has() {
     let many = |count: u16| Leaders {
         nodes: (1..=count).map(|node| (NodeId(node), "x".to_owned())).collect(),
         shards: Vec::new(),
+        routing: Routing::default(),
     };
     let bytes = encoded(1, &Frame::Leaders(many(65)));
     assert_eq!(read(&bytes), Ok(Some((1, Frame::Leaders(many(64))))), "cut where it is written");

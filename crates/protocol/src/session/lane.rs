@@ -26,6 +26,8 @@ pub(super) enum Stage {
 pub(super) struct Item {
     pub(super) ticket: u64,
     pub(super) sealed: Bytes,
+    /// When it was handed over.
+    pub(super) since: Instant,
     pub(super) deadline: Instant,
     pub(super) stage: Stage,
     pub(super) ever_sent: bool,

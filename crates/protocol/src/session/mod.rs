@@ -6,4 +6,5 @@ pub mod handshake;
 mod lane;
 pub mod peer;
 pub mod producer;
+mod spread;
 pub mod ways;

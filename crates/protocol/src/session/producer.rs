@@ -15,6 +15,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::{
     lane::{BACKOFF_FIRST, BACKOFF_MAX, Door, Item, Lane, Stage},
+    spread::{Spread, Waiting},
     ways::{Way, Ways},
 };
 use crate::{
@@ -22,6 +23,7 @@ use crate::{
     frame::{self, Answer, CloseSession, OpenSession, Publish, Published, Skip},
     id::{MessageId, NodeId, Offset, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
     limits::{BATCH_MESSAGES_MAX, PUBLISH_BYTES_MAX},
+    policy::{Policy, Routing},
     time::{Instant, WallTime},
 };
 
@@ -45,6 +47,8 @@ pub struct ProducerConfig {
     pub salt: Salt,
     /// When the session was made.
     pub created_at: WallTime,
+    /// How shards are chosen for messages that any may take; `None`: as the cluster says.
+    pub policy: Option<Policy>,
     /// Messages whose fate is open, at most.
     pub window_messages: usize,
     /// Their sealed bytes, at most.
@@ -115,6 +119,7 @@ pub struct Producer {
     asked: BTreeMap<u64, Asked>,
     next_request: u64,
     ways: Ways,
+    spread: Spread,
     open_messages: usize,
     open_bytes: usize,
     retry_budget_thousandths: u64,
@@ -128,6 +133,8 @@ impl Producer {
     /// A fresh session; nothing is sent before a message is.
     pub fn new(config: ProducerConfig) -> Self {
         let next_request = (u64::from(config.tag) << 48) + 1;
+        let mut spread = Spread::new(config.seed);
+        spread.set_policy(config.policy.unwrap_or_default());
         Self {
             jitter: config.seed,
             config,
@@ -135,6 +142,7 @@ impl Producer {
             asked: BTreeMap::new(),
             next_request,
             ways: Ways::default(),
+            spread,
             open_messages: 0,
             open_bytes: 0,
             retry_budget_thousandths: RETRY_FLOOR_THOUSANDTHS,
@@ -167,6 +175,28 @@ impl Producer {
         self.open_messages
     }
 
+    /// Where the next message goes that any shard may take. Cost: O(shards) for one message of 32, else O(1).
+    pub fn choose(&mut self, now: Instant) -> ShardId {
+        let lanes = &self.lanes;
+        self.spread.choose(now, |shard| {
+            lanes.get(&shard).map_or_else(Waiting::default, |lane| Waiting {
+                messages: lane.items.len(),
+                since: lane.items.front().map(|item| item.since),
+            })
+        })
+    }
+
+    /// How many data shards the cluster has; until then there is one to choose.
+    pub fn set_shards(&mut self, count: u32) {
+        self.spread.set_shards(count);
+    }
+
+    /// How the cluster wants such messages spread.
+    pub fn set_routing(&mut self, routing: &Routing) {
+        let policy = self.config.policy.unwrap_or_else(|| routing.of_flow(self.config.producer));
+        self.spread.set_policy(policy);
+    }
+
     /// Pins a message to `shard` under the next sequence. The caller made sure of [`Producer::has_room`].
     ///
     /// `seal` makes its bytes for that sequence; if it fails nothing changed.
@@ -174,7 +204,7 @@ impl Producer {
         &mut self,
         ticket: u64,
         shard: ShardId,
-        deadline: Instant,
+        (now, deadline): (Instant, Instant),
         seal: impl FnOnce(Sequence) -> Result<Bytes, E>,
     ) -> Result<Sequence, E> {
         let lane = self.lanes.entry(shard).or_insert_with(Lane::new);
@@ -187,6 +217,7 @@ impl Producer {
         let item = Item {
             ticket,
             sealed,
+            since: now,
             deadline,
             stage: Stage::Pending,
             ever_sent: false,
@@ -220,7 +251,9 @@ impl Producer {
 
     /// Who leads each data shard, in order, as far as known.
     pub fn learned(&mut self, leaders: &[Option<NodeId>]) {
-        self.ways.learned(leaders);
+        for shard in self.ways.learned(leaders) {
+            self.spread.moved(shard);
+        }
     }
 
     /// Leaders to which direct connections would be of use, since the last call.
@@ -453,6 +486,7 @@ impl Producer {
         let mut sequence = first;
         let mut retried = 0u64;
         let mut worst = None;
+        let mut waited = None;
         for run in &answer.runs {
             for n in 0..u64::from(run.count) {
                 if sequence >= first + u64::from(count) {
@@ -480,6 +514,7 @@ impl Producer {
                         }
                         item.stage = Stage::Done;
                         lane.backoff = BACKOFF_FIRST;
+                        waited = waited.max(Some(now.since(item.since)));
                     }
                     Outcome::Failed if code == Code::Fenced || code == Code::StaleSession => {
                         worst = Some(code);
@@ -507,6 +542,9 @@ impl Producer {
                 }
                 sequence += 1;
             }
+        }
+        if let Some(waited) = waited {
+            self.spread.answered(now, shard, waited);
         }
         if retried > 0 {
             lane.look_from = 0;

@@ -79,6 +79,7 @@ impl Rig {
 
     fn with_window(window_messages: usize, window_bytes: usize) -> Self {
         let session = Producer::new(ProducerConfig {
+            policy: None,
             tag: TAG,
             producer: ProducerId(9),
             epoch: ProducerEpoch(3),
@@ -104,7 +105,7 @@ impl Rig {
 
     fn submit(&mut self, ticket: u64, shard: ShardId, bytes: usize, deadline: Duration) {
         let sealed = &mut self.sealed;
-        let sequence = self.session.submit(ticket, shard, self.now + deadline, |sequence| {
+        let sequence = self.session.submit(ticket, shard, (self.now, self.now + deadline), |sequence| {
             let mut message = sequence.0.to_be_bytes().to_vec();
             message.extend((bytes as u64).to_be_bytes());
             message.extend(ticket.to_be_bytes());
@@ -283,15 +284,6 @@ fn each_shard_has_a_session_and_sequences_of_its_own() {
     assert_eq!(published(&rig.step(Input::Send(&[21]))), [(2, 2)], "shard A does not wait for shard B");
     let first = rig.step(Input::Answer(request(&other), Taken, None));
     assert!(matches!(first[..], [Out::Publish { shard: B, first: 1, last: 1, .. }]), "{first:?}");
-}
-
-#[test]
-fn a_message_that_cannot_be_sealed_uses_no_sequence() {
-    let mut rig = Rig::open();
-    let refused = rig.session.submit(1, A, rig.now + DEADLINE, Err::<Bytes, _>);
-    assert_eq!(refused, Err(Sequence(2)));
-    assert_eq!(rig.session.open_messages(), 0);
-    assert_eq!(published(&rig.step(Input::Send(&[2]))), [(2, 2)]);
 }
 
 #[test]

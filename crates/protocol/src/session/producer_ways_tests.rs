@@ -1,4 +1,5 @@
-//! A producer with several connections: which way its lanes take, and when they take another.
+//! A producer with several connections, and with a choice of shards: which way its lanes take, when they take another, and
+//! where messages go that may go anywhere.
 
 use super::*;
 
@@ -141,4 +142,31 @@ fn leaders_of_what_is_sent_are_wished_for() {
     let mut wishes = BTreeSet::new();
     rig.session.take_wishes(&mut wishes);
     assert_eq!(wishes, BTreeSet::from([NodeId(1)]));
+}
+
+#[test]
+fn a_message_that_cannot_be_sealed_uses_no_sequence() {
+    let mut rig = Rig::open();
+    let refused = rig.session.submit(1, A, (rig.now, rig.now + DEADLINE), Err::<Bytes, _>);
+    assert_eq!(refused, Err(Sequence(2)));
+    assert_eq!(rig.session.open_messages(), 0);
+    assert_eq!(published(&rig.step(Input::Send(&[2]))), [(2, 2)]);
+}
+
+#[test]
+fn what_may_go_anywhere_leaves_a_shard_whose_answers_are_late_and_tries_its_next_leader() {
+    let mut rig = Rig::open();
+    rig.session.set_shards(2);
+    let other = ShardId(1 - A.0);
+    // The rig has sent one message to A and got its answer at once.
+    rig.submit(1, A, BYTES, DEADLINE);
+    rig.step(Input::Wait(Duration::from_millis(50)));
+    assert_eq!(rig.session.choose(rig.now), other, "nothing is known of it: it gets one");
+    rig.submit(2, other, BYTES, DEADLINE);
+    rig.step(Input::Wait(Duration::from_millis(1)));
+    let chosen: Vec<ShardId> = (0..40).map(|_| rig.session.choose(rig.now)).collect();
+    assert!(chosen.iter().all(|shard| *shard == other), "A has let a message wait for 51 ms: {chosen:?}");
+    rig.session.set_routing(&Routing { policy: Policy::RoundRobin, cohort: None });
+    let chosen: Vec<ShardId> = (0..64).map(|_| rig.session.choose(rig.now)).collect();
+    assert_eq!(chosen.iter().filter(|shard| **shard == A).count(), 32, "in turn, whatever they are like");
 }

@@ -58,10 +58,13 @@ impl Ways {
     }
 
     /// Who leads each data shard, in order. Of a shard without a known leader the last one is remembered: moving to another
-    /// way and back would only cost time.
-    pub fn learned(&mut self, leaders: &[Option<NodeId>]) {
+    /// way and back would only cost time. Returns the shards that another one leads now.
+    pub fn learned(&mut self, leaders: &[Option<NodeId>]) -> Vec<ShardId> {
         let known = (0..).zip(leaders).filter_map(|(shard, leader)| Some((ShardId(shard), (*leader)?)));
-        self.leaders.extend(known);
+        known
+            .filter(|(shard, leader)| self.leaders.insert(*shard, *leader).is_some_and(|old| old != *leader))
+            .map(|(shard, _)| shard)
+            .collect()
     }
 
     pub(super) fn is_open(&self, way: Way) -> bool {

@@ -240,6 +240,7 @@ impl Client {
         }
         if let Role::Producer(producer) = &mut self.role {
             producer.session.learned(&leaders.shards);
+            producer.session.set_routing(&leaders.routing);
         }
     }
 

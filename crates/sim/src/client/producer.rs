@@ -48,8 +48,10 @@ pub struct Item<'a> {
     pub key: Option<u64>,
     /// Its body.
     pub body: &'a [u8],
-    /// Which shard, where the order leaves that open.
-    pub spread: u64,
+    /// Which shard, where the order leaves that open; `None`: its session chooses.
+    pub spread: Option<u64>,
+    /// The sender's monotonic clock.
+    pub now: Instant,
     /// When its sender stops waiting.
     pub deadline: Instant,
     /// The sender's clock.
@@ -70,6 +72,7 @@ impl ProducerProcess {
         let seed = u64::from_be_bytes(entropy[48..].try_into().expect("8 bytes"));
         let epoch = ProducerEpoch(1);
         let session = Producer::new(ProducerConfig {
+            policy: None,
             tag: SESSION_TAG,
             producer,
             epoch,
@@ -94,6 +97,7 @@ impl ProducerProcess {
 
     pub(super) fn opened(&mut self, way: Way, welcome: &Welcome, out: &mut BytesMut) {
         self.shard_count = welcome.shard_count;
+        self.session.set_shards(welcome.shard_count);
         self.session.connected(way, welcome.publish_window_messages, welcome.publish_window_bytes);
         if way == Way::Home {
             self.ask(out);
@@ -155,14 +159,17 @@ impl ProducerProcess {
             (Order::Key, Some(key)) => {
                 mac::ring(address, Some(&self.sealer.key_hash(address, key)), self.shard_count)
             }
-            (Order::Key | Order::None, _) => ShardId((item.spread % u64::from(self.shard_count)) as u32),
+            (Order::Key | Order::None, _) => match item.spread {
+                Some(spread) => ShardId((spread % u64::from(self.shard_count)) as u32),
+                None => self.session.choose(item.now),
+            },
         };
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         let sealer = &mut self.sealer;
         let sequence = self
             .session
-            .submit(ticket, shard, item.deadline, |sequence| {
+            .submit(ticket, shard, (item.now, item.deadline), |sequence| {
                 sealer.seal(&Draft {
                     address,
                     shard,

@@ -335,11 +335,14 @@ impl Swarm {
             0 => self.workload.between(20, 1000),
             _ => self.workload.between(1000, 30_000),
         };
+        // Half of what may go anywhere goes where its session thinks best.
+        let bits = self.workload.bits();
         let item = Item {
             address,
             key,
             body: &body,
-            spread: self.workload.bits() >> 32,
+            spread: (bits & 1 == 0).then_some(bits >> 32),
+            now: instant(self.at),
             deadline: instant(self.at + patience * MILLISECOND),
             wall: self.clients[client].clock.wall(self.at),
         };

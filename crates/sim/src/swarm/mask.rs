@@ -111,7 +111,8 @@ impl Swarm {
                 address: 0,
                 key: None,
                 body: b"masked",
-                spread: u64::from(shard),
+                spread: Some(u64::from(shard)),
+                now: instant(self.at),
                 deadline: instant(self.at + PATIENCE),
                 wall: self.clients[client].clock.wall(self.at),
             };
