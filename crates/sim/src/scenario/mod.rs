@@ -166,6 +166,21 @@ pub fn hunting(bug: Bug, seed: u64) -> Plan {
                 (Fault::PowerCut, 11 * SECOND),
             ],
         ),
+        // A leader lost between the copy that it takes and the answer, and a disk too full for the next copy; where
+        // producers talk to it themselves nobody is left in between to be unsure.
+        Bug::FailWhenUnsure => {
+            let mut plan = among(
+                5,
+                seed,
+                &[
+                    (Fault::PartitionLeader, 5 * SECOND),
+                    (Fault::CrashLeader, 2 * SECOND),
+                    (Fault::FullDisk, 3 * SECOND / 2),
+                ],
+            );
+            plan.direct = 0;
+            plan
+        }
         _ => Plan::new(seed, Bugs::NONE),
     };
     plan.bugs = Bugs::only(bug);
