@@ -7,12 +7,18 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     process::{Output, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use swarmmq_client::{
+    ClientKeyring, Message, MessageId, Options, ProducerOptions, SubscribeOptions, SwarmMq,
+};
 
 use self::cluster::{Dev, column, errors, exits, fails, last, ok, signal, until};
 
@@ -213,6 +219,75 @@ fn clients_that_know_one_server_talk_to_leaders_and_lose_nothing_when_one_is_kil
         assert_eq!(report[field], 0, "{field} in {report}");
     }
     assert_eq!(report["published"], 4800, "{report}");
+}
+
+/// The longest time between two of these.
+fn longest_gap(times: &[Instant]) -> Duration {
+    times.windows(2).map(|pair| pair[1] - pair[0]).max().expect("at least two")
+}
+
+/// Sends one message after the other through the home connection until told to stop. Returns their ids and when each was
+/// stored.
+async fn publish_until(client: SwarmMq, stop: Arc<AtomicBool>) -> (Vec<MessageId>, Vec<Instant>) {
+    let producer = client.producer(ProducerOptions::default());
+    let (mut sent, mut times) = (Vec::new(), Vec::new());
+    while !stop.load(Ordering::Relaxed) {
+        sent.push(producer.send(Message::new("steady", "x")).await.unwrap().id);
+        times.push(Instant::now());
+    }
+    (sent, times)
+}
+
+#[test]
+fn a_client_whose_node_stands_still_moves_to_another_and_loses_nothing() {
+    let _alone = alone();
+    // Two nodes that lead nothing: whoever waits waits for its way in, not for a new leader.
+    let dev = Dev::up_with(5, &["--roles", "4=ingress", "--roles", "5=ingress"]);
+    tokio::runtime::Runtime::new().unwrap().block_on(publish_while_the_entry_stands_still(&dev));
+}
+
+async fn publish_while_the_entry_stands_still(dev: &Dev) {
+    let keyring = ClientKeyring::load(&dev.directory().join("client.keyring")).unwrap();
+    let doors: Vec<String> = [4, 5].iter().map(|node| dev.node_of(*node, "client")).collect();
+    let mut options = Options::new(doors, keyring);
+    options.direct = false;
+    let (sender, receiver) = (options.clone(), options);
+    let receiver = SwarmMq::connect(receiver).await.unwrap();
+    let mut consumer = receiver.subscribe("steady", SubscribeOptions::default()).await.unwrap();
+    let sender = SwarmMq::connect(sender).await.unwrap();
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let publishing = tokio::spawn(publish_until(sender, Arc::clone(&stop)));
+    let taken = |node: u16| taken_and_passed_on(dev, &[node]).0;
+    let mut entry = None;
+    until("messages come in", PATIENCE, || {
+        entry = [4, 5].into_iter().find(|node| taken(*node) >= 200.0);
+        entry.is_some()
+    });
+    let (entry, other) = if entry == Some(4) { (4, 5) } else { (5, 4) };
+    let before = taken(other);
+    signal(dev.pid_of(entry), Signal::STOP);
+    until("they come in elsewhere", PATIENCE, || taken(other) >= before + 200.0);
+    signal(dev.pid_of(entry), Signal::CONT);
+    // What waited in the node that stood still arrives after all, and is known.
+    until("it is well again", PATIENCE, || status(dev).0 == 0);
+    let before = taken(other);
+    until("messages still come in", PATIENCE, || taken(other) >= before + 200.0);
+    stop.store(true, Ordering::Relaxed);
+    let (sent, times) = publishing.await.unwrap();
+    assert!(longest_gap(&times) < Duration::from_millis(1500), "{:?}", longest_gap(&times));
+
+    let mut received = Vec::new();
+    while received.len() < sent.len() {
+        let next = tokio::time::timeout(PATIENCE, consumer.next()).await.expect("nothing is lost");
+        let message = next.unwrap().unwrap();
+        received.push(message.id);
+        message.ack().await.unwrap();
+    }
+    let more = tokio::time::timeout(Duration::from_secs(3), consumer.next()).await;
+    assert!(more.is_err(), "one more than was sent: {more:?}");
+    let once: BTreeSet<MessageId> = received.iter().copied().collect();
+    assert_eq!(once, sent.into_iter().collect());
 }
 
 #[test]

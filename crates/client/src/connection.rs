@@ -9,8 +9,11 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use swarmmq_protocol::{
     error::Code,
-    frame::{FrameError, FrameHeader, FrameReader},
-    session::handshake::{ClientHandshake, ClientReady, HandshakeError},
+    frame::{self, FrameError, FrameHeader, FrameKind, FrameReader, Ping},
+    session::{
+        handshake::{ClientHandshake, ClientReady, HandshakeError},
+        silence::{Bounds, Silence, Verdict},
+    },
 };
 use swarmmq_seal::ClientKeyring;
 use tokio::{
@@ -19,7 +22,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::Error;
+use crate::{Error, driver::Clock};
 
 /// Time for one attempt, from the first packet to the proof of both ends.
 pub(crate) const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
@@ -42,14 +45,14 @@ impl From<io::Error> for ConnectError {
 
 /// An open connection.
 pub(crate) struct Connection {
+    server: String,
     stream: TcpStream,
     reader: FrameReader,
     /// What waits to be written. Bounded by what makes it: windows, credit, and questions that somebody awaits.
     pub(crate) out: BytesMut,
     scratch: Vec<u8>,
-    heard_at: Instant,
-    /// When the peer was asked whether it is there; `None`: something was heard since.
-    asked_at: Option<Instant>,
+    clock: Clock,
+    silence: Silence,
 }
 
 impl Connection {
@@ -59,6 +62,7 @@ impl Connection {
         keyring: ClientKeyring,
         principal: String,
         deadline: Instant,
+        clock: Clock,
     ) -> Result<(Self, ClientReady), ConnectError> {
         let late = |_| ConnectError::Io(format!("{server} does not answer"));
         let failed = |error: io::Error| ConnectError::Io(format!("{server}: {error}"));
@@ -66,15 +70,17 @@ impl Connection {
             timeout_at(deadline, TcpStream::connect(&server)).await.map_err(late)?.map_err(failed)?;
         stream.set_nodelay(true)?;
         let mut connection = Self {
+            server: server.clone(),
             stream,
             reader: FrameReader::new(),
             out: BytesMut::new(),
             scratch: vec![0; READ_BYTES],
-            heard_at: Instant::now(),
-            asked_at: None,
+            clock,
+            silence: Silence::new(clock.now()),
         };
         let ready =
             timeout_at(deadline, connection.handshake(&keyring, &principal)).await.map_err(late)??;
+        connection.silence = Silence::new(clock.now());
         Ok((connection, ready))
     }
 
@@ -123,19 +129,23 @@ impl Connection {
         if readable || writable { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// When something was last heard, or the peer last asked whether it is there.
-    pub(crate) fn checked_at(&self) -> Instant {
-        self.asked_at.unwrap_or(self.heard_at)
+    /// Where it was made to.
+    pub(crate) fn server(&self) -> &String {
+        &self.server
     }
 
-    /// Whether the peer was asked and has said nothing since.
-    pub(crate) fn is_asked(&self) -> bool {
-        self.asked_at.is_some()
+    /// Asks a peer that is quiet whether it lives, as request `request`, and tells what its silence means.
+    pub(crate) fn look(&mut self, bounds: Bounds, request: u64) -> Verdict {
+        let verdict = self.silence.look(self.clock.now(), bounds);
+        if verdict == Verdict::Ask {
+            frame::encode(&Ping, request, &mut self.out);
+        }
+        verdict
     }
 
-    /// The peer is being asked.
-    pub(crate) fn asked(&mut self) {
-        self.asked_at = Some(Instant::now());
+    /// When [`Connection::look`] may have something new to say.
+    pub(crate) fn next_look(&self, bounds: Bounds) -> Instant {
+        self.clock.at(self.silence.next_look(self.clock.now(), bounds))
     }
 
     /// Reads what is there. False: the peer closed.
@@ -144,8 +154,7 @@ impl Connection {
             match self.stream.try_read(&mut self.scratch) {
                 Ok(0) => return Ok(false),
                 Ok(count) => {
-                    self.heard_at = Instant::now();
-                    self.asked_at = None;
+                    self.silence.heard(self.clock.now());
                     self.reader.buffer().extend_from_slice(&self.scratch[..count]);
                     if count < self.scratch.len() {
                         return Ok(true);
@@ -163,15 +172,30 @@ impl Connection {
     /// The next whole frame that was read.
     pub(crate) fn next_frame(&mut self) -> Result<Option<(FrameHeader, Bytes)>, FrameError> {
         let next = self.reader.next_frame();
-        if matches!(next, Ok(None)) {
-            let missing = self.reader.missing();
-            self.reader.buffer().reserve(missing);
+        match &next {
+            Ok(Some((header, _))) if header.kind == FrameKind::Pong => self.silence.lives(),
+            Ok(Some(_)) => self.silence.news(),
+            Ok(None) => {
+                let missing = self.reader.missing();
+                self.reader.buffer().reserve(missing);
+            }
+            Err(_) => {}
         }
         next
     }
 
     pub(crate) fn has_output(&self) -> bool {
         !self.out.is_empty()
+    }
+
+    /// Something other than a question or its answer is being sent.
+    pub(crate) fn said(&mut self) {
+        self.silence.said(self.clock.now());
+    }
+
+    /// Whether the peer was asked whether it lives, and has said nothing since.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.silence.is_asked()
     }
 
     /// Writes what the socket takes.

@@ -22,7 +22,7 @@ pub(super) fn wall() -> WallTime {
 
 /// One clock for all rooms of a driver.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Clock {
+pub(crate) struct Clock {
     started: tokio::time::Instant,
 }
 
@@ -32,7 +32,7 @@ impl Clock {
     }
 
     /// Now, as the sessions count.
-    pub(super) fn now(self) -> Instant {
+    pub(crate) fn now(self) -> Instant {
         START + self.started.elapsed()
     }
 
@@ -42,7 +42,7 @@ impl Clock {
     }
 
     /// An instant of the sessions, as the runtime counts.
-    pub(super) fn at(self, instant: Instant) -> tokio::time::Instant {
+    pub(crate) fn at(self, instant: Instant) -> tokio::time::Instant {
         self.started + instant.since(START).min(FAR)
     }
 }

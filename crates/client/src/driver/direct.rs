@@ -10,11 +10,12 @@ use std::{
 
 use bytes::Bytes;
 use swarmmq_protocol::{
-    frame::{self, FrameHeader, Leaders, Ping, Pong},
+    frame::{self, FrameHeader, Leaders, Pong},
     id::{ClusterId, NodeId},
     session::{
         direct::{Direct, Step},
         handshake::ClientReady,
+        silence::{Bounds, Verdict},
         ways::Way,
     },
     time::Instant,
@@ -25,6 +26,7 @@ use super::{clock::after, producers::Producers, tags};
 use crate::{
     Options,
     connection::{ConnectError, Connection},
+    driver::Clock,
 };
 
 /// Time for an attempt: whoever leads is near and up, or home does better.
@@ -42,8 +44,8 @@ pub(super) struct Directs {
 
 /// Something happened on a direct connection.
 pub(super) enum Stir {
-    /// It can be read or written.
-    Ready(NodeId),
+    /// One can be read or written.
+    Ready,
     /// An attempt has ended.
     Tried(Box<Attempt>),
 }
@@ -72,7 +74,8 @@ impl Directs {
     }
 
     /// Begins and ends connections. Returns whether that may have set something free to go another way.
-    pub(super) fn steer(&mut self, now: Instant, options: &Options, producers: &mut Producers) -> bool {
+    pub(super) fn steer(&mut self, clock: Clock, options: &Options, producers: &mut Producers) -> bool {
+        let now = clock.now();
         let mut is_free = false;
         producers.take_wishes(&mut self.wishes);
         while let Some(node) = self.wishes.pop_first() {
@@ -83,7 +86,8 @@ impl Directs {
                 Step::Dial(node, address) => {
                     let (keyring, principal) = (options.keyring.clone(), options.principal.clone());
                     self.attempts.spawn(async move {
-                        (node, Connection::open(address, keyring, principal, after(ATTEMPT_TIME)).await)
+                        let until = after(ATTEMPT_TIME);
+                        (node, Connection::open(address, keyring, principal, until, clock).await)
                     });
                 }
                 Step::Leave(node) => {
@@ -166,24 +170,21 @@ impl Directs {
         }
     }
 
-    /// Writes what the sockets take, and asks silent nodes whether they are there. Returns who is not.
-    pub(super) fn write(&mut self, ping_pause: Duration) -> Vec<NodeId> {
-        let now = tokio::time::Instant::now();
-        let mut dead = Vec::new();
+    /// Writes what the sockets take, and asks quiet nodes whether they live. Returns whose connection is over, and whether
+    /// that is so only because of its silence: home does better, if `bounds` say that it is there.
+    pub(super) fn write(&mut self, bounds: Bounds) -> Vec<(NodeId, bool)> {
+        let mut over = Vec::new();
         for (node, connection) in &mut self.open {
-            let silent = connection.checked_at() + ping_pause <= now;
-            if silent && !connection.is_asked() {
-                frame::encode(&Ping, tags::QUESTIONS << 48, &mut connection.out);
-                connection.asked();
-            } else if silent {
-                dead.push(*node);
-                continue;
+            if connection.has_output() {
+                connection.said();
             }
-            if connection.write().is_err() {
-                dead.push(*node);
+            let is_silent =
+                matches!(connection.look(bounds, tags::QUESTIONS << 48), Verdict::Silent | Verdict::Dead);
+            if is_silent || connection.write().is_err() {
+                over.push((*node, is_silent));
             }
         }
-        dead
+        over
     }
 
     /// Whether everything was handed to the network.
@@ -194,10 +195,8 @@ impl Directs {
     /// Waits until something happens. Cancel safe.
     pub(super) async fn stirs(&mut self) -> Stir {
         std::future::poll_fn(|context| {
-            for (node, connection) in &self.open {
-                if connection.poll_ready(context).is_ready() {
-                    return Poll::Ready(Stir::Ready(*node));
-                }
+            if self.open.values().any(|connection| connection.poll_ready(context).is_ready()) {
+                return Poll::Ready(Stir::Ready);
             }
             match self.attempts.poll_join_next(context) {
                 Poll::Ready(Some(Ok(attempt))) => Poll::Ready(Stir::Tried(Box::new(attempt))),
@@ -209,8 +208,8 @@ impl Directs {
     }
 
     /// When something is to be done without any news.
-    pub(super) fn next_wake(&self, ping_pause: Duration) -> Option<tokio::time::Instant> {
-        self.open.values().map(|connection| connection.checked_at() + ping_pause).min()
+    pub(super) fn next_wake(&self, bounds: Bounds) -> Option<tokio::time::Instant> {
+        self.open.values().map(|connection| connection.next_look(bounds)).min()
     }
 
     /// When [`Directs::steer`] has something to do.

@@ -8,6 +8,7 @@
 mod clock;
 mod consumers;
 mod direct;
+mod elsewhere;
 mod orders;
 mod producers;
 mod questions;
@@ -18,25 +19,29 @@ use std::{pin::pin, time::Duration};
 use bytes::{Bytes, BytesMut};
 use swarmmq_protocol::{
     error::{Code, Outcome},
-    frame::{self, Answer, Frame, FrameHeader, FrameKind, Leaders, Ping, WatchLeaders},
+    frame::{self, Answer, Frame, FrameHeader, FrameKind, Leaders, WatchLeaders},
     id::{ClusterId, NodeId},
-    session::{handshake::ClientReady, ways::Way},
+    session::{
+        handshake::ClientReady,
+        silence::{Bounds, Patience, Verdict},
+        ways::Way,
+    },
 };
 use tokio::sync::{mpsc, oneshot};
 
-use self::{
-    clock::Clock,
-    consumers::Consumers,
-    direct::{Directs, Stir},
-    producers::Producers,
-    questions::Questions,
-    tags::{Owner, Tags},
-};
 pub(crate) use self::{
-    clock::after,
+    clock::{Clock, after},
     consumers::{OUTBOX_MESSAGES, Settlement, Subscription},
     producers::Identity,
     questions::{Question, Reply},
+};
+use self::{
+    consumers::Consumers,
+    direct::{Directs, Stir},
+    elsewhere::{Elsewhere, Found},
+    producers::Producers,
+    questions::Questions,
+    tags::{Owner, Tags},
 };
 use crate::{
     Error, Options, ProducerOptions,
@@ -99,6 +104,8 @@ struct Closing {
 enum Served {
     /// It broke.
     Broken,
+    /// It is silent, and there is another, to another node.
+    Moved(Box<(Connection, ClientReady)>),
     /// The program wants no more.
     Done,
 }
@@ -115,6 +122,8 @@ pub(crate) struct Driver {
     /// Where the cluster says that its nodes are, in an order of this client's own.
     doors: Vec<(NodeId, String)>,
     direct: Directs,
+    elsewhere: Elsewhere,
+    patience: Patience,
     clock: Clock,
     tags: Tags,
     producers: Producers,
@@ -140,6 +149,8 @@ impl Driver {
             home: None,
             doors: Vec::new(),
             direct: Directs::new(),
+            elsewhere: Elsewhere::new(),
+            patience: Patience::default(),
             tags: Tags::default(),
             producers: Producers::new(clock, options.keyring.clone(), tags::ORDERS, goodbye),
             consumers: Consumers::new(clock, &options.keyring, commands, goodbye),
@@ -184,23 +195,31 @@ impl Driver {
                 self.options.keyring.clone(),
                 self.options.principal.clone(),
                 deadline,
+                self.clock,
             );
             let Some(connected) = self.detached(connecting).await else { return };
-            match connected.and_then(|(connection, ready)| self.same_cluster(connection, ready)) {
-                Ok((connection, ready)) => {
+            match connected.and_then(|home| self.same_cluster(home)) {
+                Ok(home) => {
                     refusals = 0;
-                    let began = tokio::time::Instant::now();
-                    if !self.connected(&ready) {
-                        return;
+                    let mut began = tokio::time::Instant::now();
+                    let mut next = Some(Box::new(home));
+                    while let Some(home) = next.take() {
+                        let (connection, ready) = *home;
+                        if !self.connected(&ready) {
+                            return;
+                        }
+                        let served = self.serve(connection).await;
+                        self.elsewhere.stop();
+                        match served {
+                            Served::Done => return,
+                            Served::Broken => {}
+                            Served::Moved(home) => {
+                                began = tokio::time::Instant::now();
+                                next = Some(home);
+                            }
+                        }
+                        self.disconnected();
                     }
-                    let mut connection = connection;
-                    if self.options.direct {
-                        frame::encode(&WatchLeaders, tags::QUESTIONS << 48, &mut connection.out);
-                    }
-                    if let Served::Done = self.serve(connection).await {
-                        return;
-                    }
-                    self.disconnected();
                     if began.elapsed() >= RECONNECT_MAX {
                         pause = RECONNECT_FIRST;
                         misses = 0;
@@ -265,8 +284,7 @@ impl Driver {
     /// A server of another cluster would take what is repeated as if it were new.
     fn same_cluster(
         &self,
-        connection: Connection,
-        ready: ClientReady,
+        (connection, ready): (Connection, ClientReady),
     ) -> Result<(Connection, ClientReady), ConnectError> {
         match self.cluster {
             Some(ours) if ours != ready.cluster => Err(ConnectError::Io(format!(
@@ -326,14 +344,24 @@ impl Driver {
 
     /// Serves one connection until it breaks or the program is done.
     async fn serve(&mut self, mut connection: Connection) -> Served {
+        if self.options.direct {
+            frame::encode(&WatchLeaders, tags::QUESTIONS << 48, &mut connection.out);
+        }
         loop {
-            if self.is_dead(&mut connection) {
-                return Served::Broken;
+            let bounds = self.bounds(self.has_others());
+            match connection.look(bounds, tags::QUESTIONS << 48) {
+                Verdict::Dead => return Served::Broken,
+                Verdict::Silent => self.seek_elsewhere(connection.server()),
+                Verdict::Fine | Verdict::Ask => {}
             }
+            let asked = connection.out.len();
             self.questions.pump(self.clock.now(), &mut connection.out);
             self.pump_producers(&mut connection.out);
             self.consumers.pump(&mut connection.out);
             self.consumers.tell(&mut self.tags);
+            if connection.out.len() > asked {
+                connection.said();
+            }
             if connection.write().is_err() {
                 return Served::Broken;
             }
@@ -342,15 +370,21 @@ impl Driver {
             if self.closed(true) && (self.is_late() || said) {
                 return Served::Done;
             }
-            let wake = self.next_wake().min(connection.checked_at() + self.ping_pause());
+            let wake = self.next_wake().min(connection.next_look(bounds));
             tokio::select! {
                 biased;
                 ready = connection.ready() => {
                     if ready.is_err() || !self.hear(&mut connection) {
                         return Served::Broken;
                     }
+                    self.spoke(&connection);
                     self.look_at_direct();
                     self.take_waiting_commands();
+                }
+                found = self.elsewhere.found() => {
+                    if let Some(home) = self.better(found, &connection) {
+                        return Served::Moved(home);
+                    }
                 }
                 stir = self.direct.stirs() => self.stirred(stir),
                 command = self.inbox.recv(), if !self.abandoned => self.take_commands(command),
@@ -363,13 +397,18 @@ impl Driver {
     fn pump_producers(&mut self, home: &mut BytesMut) {
         loop {
             self.producers.pump(&mut self.tags, home, self.direct.connections());
-            let is_free = self.direct.steer(self.clock.now(), &self.options, &mut self.producers);
-            let dead = self.direct.write(self.ping_pause());
-            if dead.is_empty() && !is_free {
+            let is_free = self.direct.steer(self.clock, &self.options, &mut self.producers);
+            let over = self.direct.write(self.direct_bounds());
+            if over.is_empty() && !is_free {
                 return;
             }
             let now = self.clock.now();
-            dead.into_iter().for_each(|node| self.direct.lost(now, node, &mut self.producers));
+            for (node, is_silent) in over {
+                if is_silent {
+                    self.patience.was_tried(now);
+                }
+                self.direct.lost(now, node, &mut self.producers);
+            }
         }
     }
 
@@ -378,12 +417,12 @@ impl Driver {
         let now = self.clock.now();
         match stir {
             Stir::Tried(attempt) => self.direct.tried(now, *attempt, self.cluster, &mut self.producers),
-            Stir::Ready(node) => self.hear_direct(node),
+            Stir::Ready => self.look_at_direct(),
         }
         self.take_waiting_commands();
     }
 
-    /// Whatever has happened on direct connections meanwhile: home may never be silent, and they must not wait for that.
+    /// Whatever has happened on direct connections meanwhile: another may never be silent, and they must not wait for that.
     fn look_at_direct(&mut self) {
         while let Some(attempt) = self.direct.try_tried() {
             self.direct.tried(self.clock.now(), attempt, self.cluster, &mut self.producers);
@@ -433,23 +472,45 @@ impl Driver {
         self.options.servers.len() > 1 || self.doors.iter().any(|(node, _)| Some(*node) != self.home)
     }
 
-    /// Half of the silence that is bearable: then a question, then the same time for its answer.
-    fn ping_pause(&self) -> Duration {
-        (self.options.silence_max / 2).clamp(SILENCE_MIN / 2, SILENCE_MAX / 2)
+    /// Which silence is bearable: half of it, then a question and the other half for its answer; less of it where there is
+    /// another way.
+    fn bounds(&self, has_others: bool) -> Bounds {
+        Bounds {
+            dead: (self.options.silence_max / 2).clamp(SILENCE_MIN / 2, SILENCE_MAX / 2),
+            elsewhere: has_others.then(|| self.patience.time(self.clock.now())),
+        }
     }
 
-    /// Asks a connection on which nothing is heard whether it lives. True: it has not answered.
-    ///
-    /// A node that loses power sends no farewell: without this, a consumer that only waits would wait for ever.
-    fn is_dead(&self, connection: &mut Connection) -> bool {
-        let now = tokio::time::Instant::now();
-        let silent = connection.checked_at() + self.ping_pause() <= now;
-        if silent && !connection.is_asked() {
-            frame::encode(&Ping, tags::QUESTIONS << 48, &mut connection.out);
-            connection.asked();
-            return false;
+    fn direct_bounds(&self) -> Bounds {
+        self.bounds(self.producers.is_home())
+    }
+
+    /// Home is silent: another node is tried.
+    fn seek_elsewhere(&mut self, home: &String) {
+        let is_home = |server: &String| {
+            server == home || self.doors.iter().any(|(node, door)| Some(*node) == self.home && door == server)
+        };
+        let mut others = self.servers(&self.options.servers);
+        others.retain(|server| !is_home(server));
+        self.elsewhere.seek(&others, &self.options, self.clock);
+    }
+
+    /// Something was read at home. If it was given up already, it was given up too early.
+    fn spoke(&mut self, home: &Connection) {
+        if !home.is_asked() && self.elsewhere.stop() {
+            self.patience.was_tried(self.clock.now());
         }
-        silent
+    }
+
+    /// What was found elsewhere, if it is another node of the same cluster, and home is still silent.
+    fn better(&mut self, found: Found, home: &Connection) -> Option<Box<(Connection, ClientReady)>> {
+        // Whoever is not there is not the next home; the next one is tried while this one is silent.
+        let (connection, ready) = self.same_cluster(found.ok()?).ok()?;
+        if !home.is_asked() || Some(ready.node) == self.home {
+            return None;
+        }
+        self.patience.was_tried(self.clock.now());
+        Some(Box::new((connection, ready)))
     }
 
     fn next_wake(&self) -> tokio::time::Instant {
@@ -460,7 +521,7 @@ impl Driver {
             self.direct.next_step(),
         ];
         let next = wakes.into_iter().flatten().min().map(|at| self.clock.at(at));
-        let next = [next, self.direct.next_wake(self.ping_pause())].into_iter().flatten().min();
+        let next = [next, self.direct.next_wake(self.direct_bounds())].into_iter().flatten().min();
         let next = next.unwrap_or_else(|| tokio::time::Instant::now() + SLEEP_MAX);
         self.closing.as_ref().map_or(next, |closing| next.min(closing.until))
     }

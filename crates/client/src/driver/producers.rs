@@ -151,6 +151,11 @@ impl Producers {
         self.states.values_mut().for_each(|state| state.session.connected(way, window.0, window.1));
     }
 
+    /// Whether there is a home connection.
+    pub(super) fn is_home(&self) -> bool {
+        self.is_home
+    }
+
     /// Who leads each data shard; of others there is nothing to know.
     pub(super) fn learned(&mut self, leaders: &[Option<NodeId>], routing: &Routing) {
         let leaders = &leaders[..leaders.len().min(self.shard_count as usize)];

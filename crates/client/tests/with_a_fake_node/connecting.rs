@@ -100,6 +100,7 @@ async fn a_node_that_falls_silent_is_left_and_one_that_answers_is_not() {
     let mut options = node.options();
     options.silence_max = Duration::from_millis(200);
     let (client, mut peer) = node.connect(options).await;
+    peer.leave_pings();
     for _ in 0..3 {
         match peer.next().await.unwrap() {
             (request, Frame::Ping(_)) => peer.send(request, &Pong).await,

@@ -86,7 +86,8 @@ impl FakeNode {
         soon(async {
             loop {
                 let (stream, _) = self.listener.accept().await.unwrap();
-                let mut peer = Peer { stream, reader: FrameReader::new(), watched: false };
+                let mut peer =
+                    Peer { stream, reader: FrameReader::new(), watched: false, answers_pings: true };
                 if peer.handshake(cluster, self.node).await.is_some() {
                     return peer;
                 }
@@ -107,6 +108,7 @@ pub(crate) struct Peer {
     reader: FrameReader,
     /// The client wants to know who leads.
     watched: bool,
+    answers_pings: bool,
 }
 
 impl Peer {
@@ -137,15 +139,21 @@ impl Peer {
     }
 
     /// The client's next frame and its request number; `None`: it has closed the connection. That it wants to know who leads
-    /// goes without saying.
+    /// goes without saying, and so does that this node lives.
     pub(crate) async fn next(&mut self) -> Option<(u64, Frame)> {
         loop {
             let (header, body) = soon(self.read_frame()).await?;
             match Frame::decode(header.kind, body).unwrap() {
                 Frame::WatchLeaders(_) => self.watched = true,
+                Frame::Ping(_) if self.answers_pings => self.send(header.request, &frame::Pong).await,
                 frame => return Some((header.request, frame)),
             }
         }
+    }
+
+    /// From now on the test itself answers pings, or does not.
+    pub(crate) fn leave_pings(&mut self) {
+        self.answers_pings = false;
     }
 
     /// Whether the client has asked who leads.

@@ -6,3 +6,4 @@ mod consuming;
 mod fake;
 mod leading;
 mod producing;
+mod silent;

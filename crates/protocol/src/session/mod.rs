@@ -6,5 +6,6 @@ pub mod handshake;
 mod lane;
 pub mod peer;
 pub mod producer;
+pub mod silence;
 mod spread;
 pub mod ways;

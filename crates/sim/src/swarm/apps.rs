@@ -130,6 +130,15 @@ impl Swarm {
                     let life = self.clients[client].life;
                     self.after(pause, Event::DialDirect { client, life, node });
                 }
+                Step::Elsewhere => {
+                    let pause = self.latency();
+                    let life = self.clients[client].life;
+                    self.after(pause, Event::DialElsewhere { client, life });
+                }
+                Step::GiveUp(connection) => {
+                    self.client_leaves(connection);
+                    self.client_hears(connection);
+                }
                 Step::Closed(connection) => self.client_leaves(connection),
             }
         }

@@ -121,6 +121,11 @@ enum Event {
         life: u64,
         node: NodeId,
     },
+    /// A client dials another node, because its home is silent.
+    DialElsewhere {
+        client: usize,
+        life: u64,
+    },
     Wake {
         client: usize,
         life: u64,
@@ -360,6 +365,7 @@ impl Swarm {
             Event::Impatient { connection } => self.impatient(connection),
             Event::Dial { client, life } => self.dial(client, life),
             Event::DialDirect { client, life, node } => self.dial_direct(client, life, node),
+            Event::DialElsewhere { client, life } => self.dial_elsewhere(client, life),
             Event::Wake { client, life } => {
                 if self.clients[client].life == life && self.clients[client].wake_at == Some(self.at) {
                     self.clients[client].wake_at = None;

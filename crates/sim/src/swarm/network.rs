@@ -1,13 +1,18 @@
 //! Connections of clients: ordered streams of bytes with random delays, and what happens to them when one breaks.
 
 use bytes::BytesMut;
-use swarmmq_protocol::{frame::FrameReader, id::NodeId, session::ways::Way};
+use swarmmq_protocol::{frame::FrameReader, id::NodeId};
 
 use super::{Event, Swarm, host::Arrival};
-use crate::clock::{MILLISECOND, SECOND, instant};
+use crate::{
+    client::Line,
+    clock::{MILLISECOND, SECOND, instant},
+};
 
 /// After that a client gives a connection up that is not proven yet.
 const HANDSHAKE_TIME_MAX: u64 = 2 * SECOND;
+/// The same where there is still a connection, though a silent one.
+const SECOND_HANDSHAKE_TIME_MAX: u64 = SECOND / 2;
 /// Direct connections that cannot be made though the node runs.
 const UNREACHABLE_PER_MILLE: u64 = 100;
 
@@ -67,7 +72,24 @@ impl Swarm {
             self.redial(client);
             return;
         }
-        self.connect(client, Way::Home, host);
+        self.connect(client, Line::Home, host);
+    }
+
+    /// A client whose home is silent tries another node.
+    pub(super) fn dial_elsewhere(&mut self, client: usize, life: u64) {
+        if self.clients[client].life != life || !self.clients[client].is_seeking() {
+            return;
+        }
+        let home = self.clients[client].home;
+        let mut doors = self.doors();
+        doors.retain(|host| Some(*host) != home);
+        if doors.is_empty() {
+            return;
+        }
+        let host = doors[self.scheduling.below(doors.len() as u64) as usize];
+        if self.hosts[host].is_up() {
+            self.connect(client, Line::Next, host);
+        }
     }
 
     /// A client tries to connect to a node that leads; some networks let nobody through.
@@ -77,14 +99,14 @@ impl Swarm {
         }
         let host = usize::from(node.0) - 1;
         if self.hosts[host].is_up() && !self.scheduling.chance(UNREACHABLE_PER_MILLE) {
-            self.connect(client, Way::Direct(node), host);
+            self.connect(client, Line::Direct(node), host);
         } else {
             self.clients[client].unreachable(instant(self.at), node);
             self.pump(client);
         }
     }
 
-    fn connect(&mut self, client: usize, way: Way, host: usize) {
+    fn connect(&mut self, client: usize, line: Line, host: usize) {
         let life = self.clients[client].life;
         let number = self.next_connection;
         self.next_connection += 1;
@@ -111,9 +133,12 @@ impl Swarm {
         self.arrive(host, Arrival::Connected { connection: number, nonce });
         let nonce = self.entropy.bytes();
         let token = self.keyring.access_token();
-        self.clients[client].dialled(way, number, token, nonce);
+        // Where it matters who is where, nobody goes elsewhere.
+        self.clients[client].has_others = self.mask.is_none() && self.doors().len() > 1;
+        self.clients[client].dialled(line, number, token, nonce);
         self.pump(client);
-        self.after(HANDSHAKE_TIME_MAX, Event::Impatient { connection: number });
+        let time = if line == Line::Next { SECOND_HANDSHAKE_TIME_MAX } else { HANDSHAKE_TIME_MAX };
+        self.after(time, Event::Impatient { connection: number });
     }
 
     /// Where a client connects: where it was, or to any node that takes clients.
@@ -121,10 +146,15 @@ impl Swarm {
         if let Some(home) = self.clients[client].home {
             return home;
         }
-        let doors: Vec<usize> = (0..self.hosts.len()).filter(|host| self.hosts[*host].is_ingress()).collect();
+        let doors = self.doors();
         let home = doors[self.scheduling.below(doors.len() as u64) as usize];
         self.clients[client].home = Some(home);
         home
+    }
+
+    /// Hosts that take clients.
+    fn doors(&self) -> Vec<usize> {
+        (0..self.hosts.len()).filter(|host| self.hosts[*host].is_ingress()).collect()
     }
 
     /// The node behind a connection has not answered for long: it is stopped. The client goes elsewhere.
@@ -181,11 +211,11 @@ impl Swarm {
         if state.to_client_lost || self.clients[client].life != life {
             return;
         }
-        let Some(way) = self.clients[client].way(connection) else { return };
+        let Some(line) = self.clients[client].line(connection) else { return };
         self.note("client receives", client as u64, connection, bytes.len() as u64);
         self.sent_at = times.0;
         self.handed = (host, times.1);
-        let broken = self.clients[client].receive(instant(self.at), way, bytes).is_err();
+        let broken = self.clients[client].receive(instant(self.at), line, bytes).is_err();
         self.listen(client);
         if broken {
             self.client_leaves(connection);
@@ -254,16 +284,16 @@ impl Swarm {
         if self.clients[client].life != life {
             return;
         }
-        let Some(way) = self.clients[client].way(connection) else { return };
+        let Some(line) = self.clients[client].line(connection) else { return };
         self.note("client loses", client as u64, connection, 0);
-        self.clients[client].disconnected(instant(self.at), way);
+        self.clients[client].disconnected(instant(self.at), line);
         // Mostly to another node; perhaps to this one again.
-        if way == Way::Home && self.scheduling.chance(700) {
+        if line == Line::Home && self.scheduling.chance(700) {
             self.clients[client].home = None;
         }
         self.listen(client);
         self.pump(client);
-        if way == Way::Home {
+        if line == Line::Home {
             self.redial(client);
         }
     }
@@ -272,7 +302,7 @@ impl Swarm {
     pub(super) fn forget_connections(&mut self) {
         let (clients, hosts) = (&self.clients, &self.hosts);
         self.connections.retain(|number, state| {
-            let used = clients[state.client].way(*number).is_some();
+            let used = clients[state.client].line(*number).is_some();
             let runs = hosts[state.host].boot == state.boot;
             used || runs && !state.node_knows
         });
