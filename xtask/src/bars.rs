@@ -4,11 +4,11 @@
 //! Absent here: what needs no processes. The simulator and the tests judge that in every run of `cargo x check`.
 
 mod backlog;
-mod cluster;
+pub(crate) mod cluster;
 mod connections;
 mod crashes;
 mod disk;
-mod json;
+pub(crate) mod json;
 mod latency;
 mod process;
 mod saturation;
@@ -147,24 +147,37 @@ fn measure(arguments: &Arguments, setting: &Setting) -> Vec<bool> {
 
 /// Builds, and finds a place to write.
 fn prepare(arguments: &Arguments) -> Result<Setting, String> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let program = match &arguments.program {
-        Some(program) => program.clone(),
+    let program = program(arguments.program.as_deref())?;
+    let place = disk()?.join(format!("bars-{}", std::process::id()));
+    Ok(Setting { program, place, quick: arguments.quick })
+}
+
+/// The absolute path of the executable: the one that is given, or else a release build of this tree.
+pub(crate) fn program(given: Option<&Path>) -> Result<PathBuf, String> {
+    let program = match given {
+        Some(program) => program.to_owned(),
         None => {
             if step::cargo(&["build", "--release", "--quiet", "-p", "swarmmq-cli"]) != ExitCode::SUCCESS {
                 return Err("the build failed: nothing was measured".into());
             }
-            target.join("release/swarmmq")
+            target().join("release/swarmmq")
         }
     };
     // Absolute, because commands run elsewhere.
-    let program = program.canonicalize().map_err(|error| format!("{}: {error}", program.display()))?;
-    let below = std::env::var_os("TMPDIR").map_or(target, PathBuf::from);
+    program.canonicalize().map_err(|error| format!("{}: {error}", program.display()))
+}
+
+/// A directory to write in that does not lie in memory: TMPDIR, or else the build directory.
+pub(crate) fn disk() -> Result<PathBuf, String> {
+    let below = std::env::var_os("TMPDIR").map_or_else(target, PathBuf::from);
     std::fs::create_dir_all(&below).map_err(|error| format!("{}: {error}", below.display()))?;
     let below = below.canonicalize().map_err(|error| format!("{}: {error}", below.display()))?;
     refuse_memory(&below)?;
-    let place = below.join(format!("bars-{}", std::process::id()));
-    Ok(Setting { program, place, quick: arguments.quick })
+    Ok(below)
+}
+
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
 /// A file system in memory would pass every bar and mean nothing.

@@ -2,12 +2,14 @@
 //!
 //! `check` is what continuous integration runs and never writes; `fix` repairs what a machine can repair; `tidy` reads
 //! the tree and reports what the compiler does not; `sim` runs the simulator; `chaos` does to real
-//! nodes what the simulator does to simulated ones; `bars` measures a node on this machine.
+//! nodes what the simulator does to simulated ones; `lab` does it to the network between them; `bars` measures a node on this
+//! machine.
 
 #![expect(clippy::print_stdout, reason = "a command line tool answers on standard output")]
 
 mod bars;
 mod chaos;
+mod lab;
 mod step;
 mod tidy;
 
@@ -29,6 +31,7 @@ commands:
   sim ARGS    runs the simulator in a release build, e.g. `cargo x sim --seeds 200`
   masks       every set of links of five simulated nodes: who must be served is, and nobody else
   chaos ARGS  kills, stops and damages real nodes of a release build under load; `--long` for more of it
+  lab ARGS    cuts, slows and isolates real nodes in network namespaces, under load; as root
   bars ARGS   measures a release build on this machine against its bars; minutes, by hand
 ";
 
@@ -46,6 +49,11 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         ["chaos", rest @ ..] => chaos::run(rest),
+        ["lab", "--help" | "-h"] => {
+            print!("{}", lab::USAGE);
+            ExitCode::SUCCESS
+        }
+        ["lab", rest @ ..] => lab::run(rest),
         ["bars", "--help" | "-h"] => {
             print!("{}", bars::USAGE);
             ExitCode::SUCCESS

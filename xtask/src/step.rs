@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use crate::{root, tidy};
+use crate::{lab, root, tidy};
 
 /// One command line, as a person would type it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,7 @@ pub(crate) const CHECK: &[Step] = &[
     Step("cargo x tidy"),
     Step("cargo x sim --seeds 200"),
     Step("cargo x masks"),
+    Step("cargo x lab --fault cut --seconds 12"),
 ];
 
 /// What a machine can repair. Formatting comes last, because the lints' suggestions are not formatted.
@@ -51,6 +52,7 @@ fn run(step: Step) -> ExitCode {
         ["cargo", "x", "tidy"] => tidy(),
         ["cargo", "x", "sim", rest @ ..] => simulate(rest),
         ["cargo", "x", "masks", rest @ ..] => masks(rest),
+        ["cargo", "x", "lab", rest @ ..] => lab::run(rest),
         ["cargo", rest @ ..] => cargo(rest),
         _ => unreachable!("every step is a cargo command: {step:?}"),
     }

@@ -171,7 +171,7 @@ impl Drop for Cluster {
 }
 
 /// A process that ends with us.
-pub(super) struct Running(pub(super) Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -181,7 +181,7 @@ impl Drop for Running {
 }
 
 /// A command that runs while we do something to the cluster, and tells on standard error how it goes.
-pub(super) struct Load {
+pub(crate) struct Load {
     running: Running,
     progress: mpsc::Receiver<String>,
     printed: Option<JoinHandle<String>>,
@@ -189,7 +189,7 @@ pub(super) struct Load {
 }
 
 impl Load {
-    pub(super) fn start(mut command: Command) -> Result<Self, String> {
+    pub(crate) fn start(mut command: Command) -> Result<Self, String> {
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -215,17 +215,17 @@ impl Load {
         Ok(Self { running, progress, printed: Some(printed), said: Vec::new() })
     }
 
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.running.0.id()
     }
 
     /// Forgets what it has said until now.
-    pub(super) fn skip(&mut self) {
+    pub(crate) fn skip(&mut self) {
         self.said.extend(self.progress.try_iter());
     }
 
     /// Waits until it says something for which `condition` holds.
-    pub(super) fn wait_for(&mut self, condition: impl Fn(&str) -> bool) -> Result<(), String> {
+    pub(crate) fn wait_for(&mut self, condition: impl Fn(&str) -> bool) -> Result<(), String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -245,7 +245,7 @@ impl Load {
     }
 
     /// Waits for its end: exit code and result.
-    pub(super) fn finish(mut self) -> Result<(Option<i32>, Value), String> {
+    pub(crate) fn finish(mut self) -> Result<(Option<i32>, Value), String> {
         // Until standard error ends, which is when the process does.
         self.said.extend(self.progress.iter());
         let status = self.running.0.wait().map_err(|error| error.to_string())?;
@@ -258,7 +258,7 @@ impl Load {
 }
 
 /// The answer to a GET.
-fn get(address: &str, path: &str) -> Option<String> {
+pub(crate) fn get(address: &str, path: &str) -> Option<String> {
     let mut stream = TcpStream::connect_timeout(&address.parse().ok()?, Duration::from_millis(500)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
@@ -268,7 +268,7 @@ fn get(address: &str, path: &str) -> Option<String> {
 }
 
 /// The sum of all values of a metric in Prometheus' text.
-fn metric(text: &str, name: &str) -> Option<f64> {
+pub(crate) fn metric(text: &str, name: &str) -> Option<f64> {
     let value = |line: &str| {
         let rest = line.strip_prefix(name)?;
         rest.starts_with([' ', '{']).then(|| rest.rsplit(' ').next()?.trim().parse::<f64>().ok())?

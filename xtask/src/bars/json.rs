@@ -2,7 +2,7 @@
 
 /// A value, as it was written.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Null,
     Bool(bool),
     Number(f64),
@@ -13,7 +13,7 @@ pub(super) enum Value {
 
 impl Value {
     /// What follows a path like `latency_us.p99` or `nodes.0.pid`.
-    pub(super) fn at(&self, path: &str) -> Option<&Self> {
+    pub(crate) fn at(&self, path: &str) -> Option<&Self> {
         path.split('.').try_fold(self, |value, step| match value {
             Self::Object(fields) => fields.iter().find(|(name, _)| name == step).map(|(_, value)| value),
             Self::List(items) => items.get(step.parse::<usize>().ok()?),
@@ -22,7 +22,7 @@ impl Value {
     }
 
     /// The number there.
-    pub(super) fn number(&self, path: &str) -> Result<f64, String> {
+    pub(crate) fn number(&self, path: &str) -> Result<f64, String> {
         match self.at(path) {
             Some(Self::Number(number)) => Ok(*number),
             other => Err(format!("no number at {path}: {other:?}")),
@@ -30,7 +30,7 @@ impl Value {
     }
 
     /// The text there.
-    pub(super) fn text(&self, path: &str) -> Result<&str, String> {
+    pub(crate) fn text(&self, path: &str) -> Result<&str, String> {
         match self.at(path) {
             Some(Self::Text(text)) => Ok(text),
             other => Err(format!("no text at {path}: {other:?}")),
@@ -39,20 +39,20 @@ impl Value {
 }
 
 /// Reads one value that fills the text.
-pub(super) fn parse(text: &str) -> Result<Value, String> {
+pub(crate) fn parse(text: &str) -> Result<Value, String> {
     let mut reader = Reader { rest: text.trim() };
     let value = reader.value(0)?;
     if reader.rest.trim().is_empty() { Ok(value) } else { Err(reader.unexpected()) }
 }
 
 /// The last line of what a command printed: its result.
-pub(super) fn last_line(text: &str) -> Result<Value, String> {
+pub(crate) fn last_line(text: &str) -> Result<Value, String> {
     let line = text.lines().rfind(|line| !line.trim().is_empty()).ok_or("nothing was printed")?;
     parse(line)
 }
 
 /// A text as JSON.
-pub(super) fn quote(text: &str) -> String {
+pub(crate) fn quote(text: &str) -> String {
     let mut quoted = String::from("\"");
     for c in text.chars() {
         match c {
