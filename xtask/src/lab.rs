@@ -252,6 +252,7 @@ impl Lab<'_> {
         let mut figures = Figures { hops: nodes.hops(A, B)?, ..Figures::default() };
         wait_until(began + end);
         present.end(&self.network, nodes, victim)?;
+        figures.direct_s = nodes.wait_direct([A, B], SETTLING)?;
         for load in loads {
             let (code, report) = load.finish()?;
             figures

@@ -229,15 +229,32 @@ impl Load {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let line = self.progress.recv_timeout(left).map_err(|_| {
-                format!("the load ended or stands still; it said last: {}", self.last_words())
-            })?;
+            let line = match self.progress.recv_timeout(left) {
+                Ok(line) => line,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    return Err(format!("the load stands still; it said last: {}", self.last_words()));
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    let printed = self.printed();
+                    return Err(format!(
+                        "the load ended: {}; it said last: {}",
+                        printed.trim(),
+                        self.last_words()
+                    ));
+                }
+            };
             let found = condition(&line);
             self.said.push(line);
             if found {
                 return Ok(());
             }
         }
+    }
+
+    /// What it printed, once it has ended.
+    fn printed(&mut self) -> String {
+        let printed = self.printed.take().map(JoinHandle::join).transpose();
+        printed.ok().flatten().unwrap_or_default()
     }
 
     fn last_words(&self) -> String {
@@ -249,8 +266,7 @@ impl Load {
         // Until standard error ends, which is when the process does.
         self.said.extend(self.progress.iter());
         let status = self.running.0.wait().map_err(|error| error.to_string())?;
-        let printed = self.printed.take().map(JoinHandle::join).transpose();
-        let printed = printed.ok().flatten().unwrap_or_default();
+        let printed = self.printed();
         let result =
             json::last_line(&printed).map_err(|error| format!("{status}: {error}: {}", self.last_words()))?;
         Ok((status.code(), result))
@@ -291,12 +307,21 @@ mod tests {
 
     #[test]
     fn a_load_tells_how_it_goes_and_how_it_ended() {
-        let mut command = Command::new("sh");
-        command.args(["-c", "echo one >&2; echo two >&2; echo '{\"a\":1}'; exit 3"]).stdin(Stdio::null());
-        let mut load = Load::start(command).unwrap();
+        let mut load = two_words();
         load.wait_for(|line| line == "two").unwrap();
-        assert!(load.wait_for(|line| line == "three").unwrap_err().contains("one | two"));
         let (code, result) = load.finish().unwrap();
         assert_eq!((code, result.number("a")), (Some(3), Ok(1.0)));
+    }
+
+    #[test]
+    fn a_load_that_ends_too_early_says_with_what() {
+        let error = two_words().wait_for(|line| line == "three").unwrap_err();
+        assert!(error.contains("ended: {\"a\":1}") && error.contains("one | two"), "{error}");
+    }
+
+    fn two_words() -> Load {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo one >&2; echo two >&2; echo '{\"a\":1}'; exit 3"]).stdin(Stdio::null());
+        Load::start(command).unwrap()
     }
 }

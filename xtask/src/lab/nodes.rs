@@ -180,6 +180,22 @@ impl<'a> Nodes<'a> {
         line.ok_or_else(|| format!("node {from} shows no path to node {to}"))
     }
 
+    /// Waits until two nodes reach each other over one link: seconds that took, up to a second more than it was.
+    pub(super) fn wait_direct(&self, pair: [u16; 2], limit: Duration) -> Result<f64, String> {
+        let began = Instant::now();
+        let [a, b] = pair;
+        while self.hops(a, b) != Ok(1.0) || self.hops(b, a) != Ok(1.0) {
+            if began.elapsed() > limit {
+                return Err(format!(
+                    "nodes {pair:?} use no direct path {} s after the fault",
+                    limit.as_secs()
+                ));
+            }
+            std::thread::sleep(LOOK_PAUSE);
+        }
+        Ok(began.elapsed().as_secs_f64())
+    }
+
     fn metrics(&self, node: u16) -> Result<String, String> {
         let at = format!("{}:{ADMIN}", address(node));
         get(&at, "/metrics").ok_or_else(|| format!("node {node} shows no metrics"))

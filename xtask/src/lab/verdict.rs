@@ -26,6 +26,8 @@ pub(super) struct Figures {
     pub(super) relayed: f64,
     /// Reigns that began.
     pub(super) reigns: f64,
+    /// From the end of the fault until A and B reached each other over one link again.
+    pub(super) direct_s: f64,
     /// From the end of the load until every shard had all its copies in sync again.
     pub(super) settled_s: f64,
 }
@@ -88,8 +90,14 @@ impl Figures {
         let paths =
             format!("{:>4} {:>7} {:>8} {:>6}", self.hops, self.route_changes, self.relayed, self.reigns);
         format!(
-            "{name:<11} {:>9} {:>4} {:>5} {:>8} {:>8} {gaps} {paths} {:>7.1}  {verdict}",
-            self.published, self.lost, self.twice, self.disordered, self.unanswered, self.settled_s
+            "{name:<11} {:>9} {:>4} {:>5} {:>8} {:>8} {gaps} {paths} {:>6.1} {:>7.1}  {verdict}",
+            self.published,
+            self.lost,
+            self.twice,
+            self.disordered,
+            self.unanswered,
+            self.direct_s,
+            self.settled_s
         )
     }
 
@@ -109,6 +117,7 @@ impl Figures {
             ("route_changes", self.route_changes),
             ("relayed", self.relayed),
             ("reigns", self.reigns),
+            ("direct_seconds", self.direct_s),
             ("settled_seconds", self.settled_s),
         ]
         .iter()
@@ -124,7 +133,7 @@ impl Figures {
 }
 
 /// What stands above the rows.
-pub(super) const HEAD: &str = "FAULT       PUBLISHED LOST TWICE DISORDER UNANSWRD PUBL-GAP-MS DELIV-GAP-MS ACK-P99-MS HOPS CHANGES  RELAYED REIGNS SETTLED  VERDICT";
+pub(super) const HEAD: &str = "FAULT       PUBLISHED LOST TWICE DISORDER UNANSWRD PUBL-GAP-MS DELIV-GAP-MS ACK-P99-MS HOPS CHANGES  RELAYED REIGNS DIRECT SETTLED  VERDICT";
 
 #[cfg(test)]
 mod tests {
