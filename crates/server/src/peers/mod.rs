@@ -45,6 +45,10 @@ pub(crate) const FIRST_TOKEN: usize = usize::MAX / 2;
 const STRANGERS_MAX: usize = 128;
 /// Bytes that the kernel keeps for a slow peer: enough for a fast link, little enough not to delay heartbeats.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
+/// A connection on which nothing that was sent is confirmed for so long is given up by the kernel, in milliseconds. Left
+/// alone it repeats ever more rarely: a link that was cut for a minute would stay silent for up to another one, while
+/// a new connection comes about within seconds. Packets take another way long before.
+const UNCONFIRMED_MS_MAX: u32 = 5_000;
 /// Two connections of one pair that both came up within this time may have crossed on their way.
 const CROSSING_TIME_MAX: Duration = Duration::from_secs(4);
 const _: () = assert!(CROSSING_TIME_MAX.as_millis() >= 2 * UNAUTHENTICATED_TIME_MAX.as_millis());
@@ -327,6 +331,7 @@ impl Peers {
         self.next_token += 1;
         link.stream.set_nodelay(true)?;
         sockopt::set_socket_send_buffer_size(&link.stream, SEND_BUFFER_BYTES)?;
+        sockopt::set_tcp_user_timeout(&link.stream, UNCONFIRMED_MS_MAX)?;
         self.registry.register(&mut link.stream, Token(token), Interest::READABLE | Interest::WRITABLE)?;
         self.links.insert(token, Entry { link, origin, since: now.monotonic, peer: None });
         self.strangers.push_back((now.monotonic + UNAUTHENTICATED_TIME_MAX, token));
