@@ -315,3 +315,40 @@ fn read_message(r: &mut Reader<'_>, places: bool) -> Result<Message, Malformed> 
     };
     Ok(Message { place, length, crc, published_at, key, dead })
 }
+
+#[cfg(test)]
+mod tests {
+    use swarmmq_protocol::policy::{Policy, Setting};
+
+    use super::*;
+    use crate::shard::event::{CatalogEvent, Event};
+
+    #[test]
+    fn states_of_earlier_layouts_are_read_with_settings_as_they_were_then() {
+        let mut state = State::default();
+        let set = Event::Catalog(CatalogEvent::Set(Setting::Policy(Policy::RoundRobin)));
+        state.apply(WallTime(5), NOWHERE, &set);
+        let bytes = state.to_bytes();
+        let read = State::read(&bytes, Bugs::NONE).unwrap();
+        assert_eq!((read.catalog.routing.policy, read.digest()), (Policy::RoundRobin, state.digest()));
+        let mut settings = vec![2];
+        state.catalog.routing.settings().iter().for_each(|setting| put_setting(&mut settings, setting));
+        // Behind the settings comes only how many queues there are.
+        let (begin, end) = (bytes.len() - 4 - settings.len(), bytes.len() - 4);
+        assert_eq!(bytes[begin..end], settings);
+        for version in [VERSION_WITHOUT_SETTINGS, VERSION_WITHOUT_KEYS] {
+            // Without members the two are alike.
+            let mut earlier = [&bytes[..begin], &bytes[end..]].concat();
+            earlier[0] = version;
+            let read = State::read(&earlier, Bugs::NONE).unwrap();
+            assert_eq!(
+                (read.time, read.catalog.routing.policy),
+                (WallTime(5), Policy::LeastCost),
+                "{version}"
+            );
+        }
+        let mut later = bytes;
+        later[0] = VERSION + 1;
+        assert!(State::read(&later, Bugs::NONE).is_err());
+    }
+}

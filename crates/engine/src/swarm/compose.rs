@@ -73,7 +73,7 @@ impl Gossip {
         let other = self.others.get(&to)?;
         let mut room = DATAGRAM_BODY_BYTES_MAX - GOSSIP_FIXED_BYTES;
         let all = ENTRY_BYTES * (self.others.len() + 1);
-        let mut body = Gossiped { loss_permille: other.loss_permille(now), ..Gossiped::default() };
+        let mut body = Gossiped { loss_permille: other.loss_permille(), ..Gossiped::default() };
         (body.echo, body.held_us) = other.echo(now);
 
         let mut wanted: Vec<_> = self

@@ -15,11 +15,17 @@ const REPEAT_AFTER: Duration = Duration::from_millis(60);
 /// Nor later, as long as the other end has shown nothing since; but not for ever: perhaps it is not heard.
 const REPEAT_UNSHOWN_AFTER: Duration = Duration::from_secs(5);
 /// Seconds over which losses are counted.
-const LOSS_SECONDS: usize = 10;
+const LOSS_SECONDS: usize = 20;
+/// What was measured is believed until it is off by so many thousandths...
+const LOSS_CHANGE_PERMILLE: u16 = 40;
+/// ...and by so many hundredths of itself: twenty seconds of 10 % loss are measured as anything from 6 to 14 %.
+const LOSS_CHANGE_PERCENT: u32 = 60;
 /// Longest gap that counts as loss: at 30 % loss one in 15,000 is longer. A longer one is an outage, which is not what loss means.
 const GAP_MAX: u64 = 8;
+/// Most of one gap that count: at 30 % loss one gap in forty is longer, and after a short cut nearly all are.
+const GAP_LOST_MAX: u64 = 3;
 /// Losses are a share of at least so many: of three datagrams one lost says little.
-const EXPECTED_MIN: u32 = 40;
+const EXPECTED_MIN: u32 = 100;
 /// Datagrams whose time of sending is remembered.
 const SENT: usize = 16;
 
@@ -90,6 +96,7 @@ pub(super) struct Correspondent {
     sent: [(u64, Instant); SENT],
     arrived_at: Option<Instant>,
     losses: [Loss; LOSS_SECONDS],
+    steady_permille: u16,
     has: BTreeMap<NodeId, Has>,
 }
 
@@ -119,6 +126,7 @@ impl Correspondent {
             sent: [(0, Instant(0)); SENT],
             arrived_at: None,
             losses: [Loss::default(); LOSS_SECONDS],
+            steady_permille: 0,
             has: BTreeMap::new(),
         }
     }
@@ -144,7 +152,7 @@ impl Correspondent {
         }
         let ahead = counter.saturating_sub(highest);
         let is_outage = highest == 0 || was_stalled || ahead > GAP_MAX;
-        let expected = if is_outage { 1 } else { ahead };
+        let expected = if is_outage { 1 } else { ahead.min(1 + GAP_LOST_MAX) };
         let second = second(now);
         let loss = &mut self.losses[(second % LOSS_SECONDS as u64) as usize];
         if loss.second != second {
@@ -158,8 +166,22 @@ impl Correspondent {
         true
     }
 
-    /// In the last ten seconds.
-    pub fn loss_permille(&self, now: Instant) -> u16 {
+    /// What gets lost on the way here; noise does not change it.
+    pub fn loss_permille(&self) -> u16 {
+        self.steady_permille
+    }
+
+    /// Looks whether what gets lost has changed.
+    pub fn look_at_losses(&mut self, now: Instant) {
+        let (now, before) = (self.lost_permille(now), self.steady_permille);
+        let noise = LOSS_CHANGE_PERMILLE.max((u32::from(before) * LOSS_CHANGE_PERCENT / 100) as u16);
+        if now.abs_diff(before) > noise || now == 0 {
+            self.steady_permille = now;
+        }
+    }
+
+    /// In the last twenty seconds.
+    fn lost_permille(&self, now: Instant) -> u16 {
         let oldest = second(now).saturating_sub(LOSS_SECONDS as u64 - 1);
         let (mut expected, mut arrived) = (0, 0);
         for loss in self.losses.iter().filter(|loss| loss.second >= oldest) {

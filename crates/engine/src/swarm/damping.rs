@@ -23,8 +23,12 @@ const FORGOTTEN: Duration = Duration::from_secs(60);
 const GAIN_US: u64 = 1_000;
 /// ...and by one part of this many.
 const GAIN_PART: u64 = 5;
-/// ...and so often in a row.
+/// ...and so often in a row...
 pub const SAMPLES: u8 = 3;
+/// ...twice as often for so much penalty of changes of late that were made for a gain...
+const UNREST: u32 = 500;
+/// ...but no more than so many times as often.
+const SAMPLES_FACTOR_MAX: u32 = 16;
 
 /// What a link has done wrong lately: grows with every failure and halves every ten seconds.
 ///
@@ -111,12 +115,22 @@ pub struct Choice {
     pub changed_at: Instant,
     /// How often the path has changed.
     pub changes: u64,
+    /// For changes that were made for a gain.
+    unrest: Penalty,
 }
 
 impl Choice {
     /// Of a node that was just heard of.
     pub fn new(now: Instant) -> Self {
-        Self { path: None, before: None, streak: 0, why: Why::Lost, changed_at: now, changes: 0 }
+        Self {
+            path: None,
+            before: None,
+            streak: 0,
+            why: Why::Lost,
+            changed_at: now,
+            changes: 0,
+            unrest: Penalty::default(),
+        }
     }
 
     /// Compares the path in use with the cheapest one. True: it is another one now.
@@ -147,9 +161,20 @@ impl Choice {
             self.streak = 0;
             return false;
         }
-        self.streak += u8::from(is_sample);
+        self.streak = self.streak.saturating_add(u8::from(is_sample));
         let why = Why::Cheaper { from_us: current_us, to_us: best.cost_us };
-        self.streak >= SAMPLES && self.change(now, Some(best), why)
+        if self.streak < self.samples_needed(now) {
+            return false;
+        }
+        self.unrest.add(now);
+        self.change(now, Some(best), why)
+    }
+
+    /// Samples in a row in which another path must be better by enough. Where everything is noisy, one or the other path is
+    /// always better for a moment, and each change costs what is under way.
+    pub fn samples_needed(&self, now: Instant) -> u8 {
+        let factor = 1u32.checked_shl(self.unrest.at(now) / UNREST).unwrap_or(SAMPLES_FACTOR_MAX);
+        SAMPLES * factor.min(SAMPLES_FACTOR_MAX) as u8
     }
 
     fn change(&mut self, now: Instant, path: Option<&Path>, why: Why) -> bool {
@@ -225,6 +250,29 @@ mod tests {
         assert!(choice.consider(at(1_200), Some(&better), Some(10_000), true));
         assert_eq!(choice.why, Why::Cheaper { from_us: 10_000, to_us: 7_000 });
         assert_eq!(choice.changes, 2);
+    }
+
+    #[test]
+    fn who_has_just_changed_for_a_gain_needs_a_longer_one() {
+        let mut choice = chosen();
+        let paths = [path(&[1, 3, 2], 7_000), path(&[1, 2], 5_000), path(&[1, 3, 2], 3_000)];
+        let mut now = 0;
+        let samples = paths.map(|better| {
+            let mut samples = 0;
+            loop {
+                now += 200;
+                samples += 1;
+                let current = better.cost_us + 2_000;
+                if choice.consider(at(now), Some(&better), Some(current), true) {
+                    return samples;
+                }
+            }
+        });
+        assert_eq!(samples[0], 3);
+        assert!((6..=12).contains(&samples[1]) && (20..=48).contains(&samples[2]), "{samples:?}");
+        assert_eq!(choice.samples_needed(at(now + 60_000)), 3, "and forgets");
+        // What is broken is left at once, whatever was before.
+        assert!(choice.consider(at(now + 1), Some(&path(&[1, 4, 2], 90_000)), None, false));
     }
 
     #[test]

@@ -73,13 +73,15 @@ impl Swarm {
         pairs.extend(relays.iter().map(|node| (*node, to)));
         let mut told = BTreeSet::new();
         pairs.retain(|pair| told.insert(*pair));
-        let streak = self.choices.get(&to).map_or(0, |choice| choice.streak);
-        let next = what_next(&route, candidates.first(), streak);
+        let choice = self.choices.get(&to);
+        let streak = choice.map_or(0, |choice| choice.streak);
+        let needed = choice.map_or(SAMPLES, |choice| choice.samples_needed(now));
+        let next = what_next(&route, candidates.first(), (streak, needed));
         RouteExplanation {
             from: me,
             worth_us: route.cost_us.and_then(worth_us),
             streak,
-            streak_needed: SAMPLES,
+            streak_needed: needed,
             links: pairs.into_iter().map(|(from, to)| self.link_view(now, from, to)).collect(),
             relays: relays.into_iter().filter_map(|node| self.relay_view(now, node)).collect(),
             route,
@@ -163,7 +165,7 @@ fn ms(us: u64) -> String {
 }
 
 /// What would make the path change next, in words.
-fn what_next(route: &Route, best: Option<&RouteCandidate>, streak: u8) -> String {
+fn what_next(route: &Route, best: Option<&RouteCandidate>, (streak, needed): (u8, u8)) -> String {
     if route.path.is_empty() {
         return "the first path that leads there is taken at once".to_owned();
     }
@@ -183,14 +185,14 @@ fn what_next(route: &Route, best: Option<&RouteCandidate>, streak: u8) -> String
         };
     }
     let failure = "at once if a link or relay on it fails or is to be avoided";
-    let samples = format!("{SAMPLES} samples in a row, one every {} ms", millis(PROBE_PAUSE));
+    let samples = format!("{needed} samples in a row, one every {} ms", millis(PROBE_PAUSE));
     let Some(worth) = worth_us(current_us) else {
         return format!("{failure}; no other can save enough, which is 1 ms at least");
     };
     let cheaper = best.filter(|best| best.path != route.path);
     match cheaper {
         Some(best) if best.cost_us() <= worth => {
-            let left = SAMPLES.saturating_sub(streak);
+            let left = needed.saturating_sub(streak);
             let (name, cost) = (named(&best.path), ms(best.cost_us()));
             format!(
                 "{failure}; {name} costs {cost}, which is cheaper by enough: it is taken after {left} more of {samples}"
@@ -220,7 +222,7 @@ mod tests {
         };
         let best =
             best.map(|(path, cost)| RouteCandidate { path: nodes(path), links_us: cost, relays_us: 0 });
-        what_next(&route, best.as_ref(), streak)
+        what_next(&route, best.as_ref(), (streak, SAMPLES))
     }
 
     #[test]

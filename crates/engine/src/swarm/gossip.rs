@@ -515,6 +515,7 @@ impl Gossip {
         let is_round = now >= self.next_round;
         if is_round {
             self.beat += 1;
+            self.others.values_mut().for_each(|other| other.look_at_losses(now));
             let wait = if self.hurried > 0 { HURRIED_ROUND } else { self.jittered() };
             self.next_round = now + wait;
             self.publish_if_due(now);
@@ -640,7 +641,7 @@ impl Gossip {
 
     /// Of the datagrams from `from`, how many in 1,000 got lost in the last ten seconds: 1,000 if none came, 0 if it is not known.
     pub fn loss_permille(&self, from: NodeId) -> u16 {
-        self.others.get(&from).map_or(0, |other| other.loss_permille(self.now))
+        self.others.get(&from).map_or(0, Correspondent::loss_permille)
     }
 
     /// Of the datagrams to `to`, how many in 1,000 it misses, by its own account.

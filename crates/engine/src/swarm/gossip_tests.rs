@@ -224,7 +224,7 @@ fn losses_and_round_trips_are_measured_per_direction() {
         assert!((ms(1)..ms(6)).contains(&round_trip), "{round_trip:?}");
     }
     bed.split(&[0], true);
-    bed.run_for(Duration::from_secs(12));
+    bed.run_for(Duration::from_secs(22));
     assert_eq!(bed.machines[0].gossip.loss_permille(node(1)), 1000);
 }
 
