@@ -14,6 +14,10 @@ struct Host {
     node: Option<Node>,
     disk: BTreeMap<u32, Vec<u8>>,
     inboxes: BTreeMap<ConnectionId, (FrameReader, VecDeque<(u64, Frame)>)>,
+    /// How long each of its turns takes, when the next one can come, and what waits for it.
+    turn: Duration,
+    next_turn: Instant,
+    waiting: Vec<Input>,
 }
 
 /// Nodes, the links between them, and one clock.
@@ -66,7 +70,9 @@ impl Cluster {
             cache_bytes_max: 1 << 20,
             ..config()
         };
-        self.hosts.insert(node, Host { config, node: None, disk: BTreeMap::new(), inboxes: BTreeMap::new() });
+        let (disk, inboxes) = (BTreeMap::new(), BTreeMap::new());
+        let (turn, next_turn, waiting) = (Duration::ZERO, Instant(0), Vec::new());
+        self.hosts.insert(node, Host { config, node: None, disk, inboxes, turn, next_turn, waiting });
         self.start(node);
     }
 
@@ -97,6 +103,7 @@ impl Cluster {
         let host = self.hosts.get_mut(&node).unwrap();
         host.node = None;
         host.inboxes.clear();
+        host.waiting.clear();
         self.packets.retain(|(from, to, _)| *from != node && *to != node);
         let gone: Vec<NodeId> = self.hosts.keys().copied().filter(|other| *other != node).collect();
         for other in gone {
@@ -123,12 +130,27 @@ impl Cluster {
         self.node(node).handle(now, input);
     }
 
+    /// Something for a node that may be busy, or not run.
+    fn arrive(&mut self, node: NodeId, input: Input) {
+        let host = self.hosts.get_mut(&node).unwrap();
+        match &mut host.node {
+            Some(_) if host.next_turn > self.now.monotonic => host.waiting.push(input),
+            Some(runs) => runs.handle(self.now, input),
+            None => {}
+        }
+    }
+
     /// Everything that can happen now.
     fn run(&mut self) {
         for _ in 0..10_000 {
             let mut quiet = true;
             for (id, host) in &mut self.hosts {
                 let Some(node) = &mut host.node else { continue };
+                if host.next_turn > self.now.monotonic {
+                    continue;
+                }
+                host.next_turn = self.now.monotonic + host.turn;
+                host.waiting.drain(..).for_each(|input| node.handle(self.now, input));
                 let mut effects = Effects::default();
                 node.flush(self.now, &mut effects);
                 for (to, packet) in effects.packets {
@@ -172,13 +194,13 @@ impl Cluster {
                 quiet = false;
                 if self.slow == Some((from, to)) {
                     self.late.push_back((from, to, packet));
-                } else if self.hosts[&to].node.is_some() {
-                    self.input(to, Input::Packet { from, packet });
+                } else {
+                    self.arrive(to, Input::Packet { from, packet });
                 }
             }
             while let Some((from, to, bytes)) = self.datagrams.pop_front() {
-                if self.links.contains(&pair(from, to)) && self.hosts[&to].node.is_some() {
-                    self.input(to, Input::Datagram { bytes });
+                if self.links.contains(&pair(from, to)) {
+                    self.arrive(to, Input::Datagram { bytes });
                 }
             }
             if quiet {
@@ -752,5 +774,7 @@ mod moving;
 mod operation;
 #[path = "relay_tests.rs"]
 mod relay;
+#[path = "slow_tests.rs"]
+mod slow;
 #[path = "survey_tests.rs"]
 mod survey;

@@ -92,6 +92,8 @@ pub(super) enum Letter {
     },
     /// How the writer's disk is.
     Health(Health),
+    /// Whether the writer is too slow to lead, as it judges itself.
+    Slow(bool),
     /// Which way the reader's packets take, and why.
     RoutesWanted {
         ticket: u64,
@@ -354,6 +356,10 @@ impl Letter {
                 out.put_u8(health.is_below_reserve.into());
                 out.put_u8(health.has_stopped.into());
             }
+            Self::Slow(is_slow) => {
+                out.put_u8(15);
+                out.put_u8((*is_slow).into());
+            }
             Self::RoutesWanted { ticket, wanted } => {
                 out.put_u8(13);
                 out.put_u64(*ticket);
@@ -443,6 +449,7 @@ impl Letter {
                 is_below_reserve: r.flag("below reserve")?,
                 has_stopped: r.flag("stopped")?,
             }),
+            15 => Self::Slow(r.flag("slow")?),
             11 => Self::Broken { destination: NodeId(r.u16()?) },
             13 => {
                 let (ticket, to) = (r.u64()?, r.u16()?);
@@ -518,6 +525,7 @@ mod tests {
             Letter::Payloads { shard, items: vec![payload(None), payload(Some(Bytes::from_static(b"x")))] },
             Letter::Broken { destination: NodeId(1) },
             Letter::Health(Health { is_below_reserve: true, has_stopped: false }),
+            Letter::Slow(true),
             Letter::RoutesWanted { ticket: 1, wanted: Wanted::Routes },
             Letter::RoutesWanted { ticket: 1, wanted: Wanted::Explanation(NodeId(2)) },
             Letter::Routes { ticket: 1, said: Bytes::from_static(b"said") },

@@ -289,7 +289,7 @@ impl Node {
         self.look_around(now, out);
         self.steer(now);
         if self.draining {
-            self.hand_over_all();
+            self.hand_over_all(now);
         }
         for _ in 0..ROUNDS_MAX {
             if !self.dirty.contains(&true) {
@@ -451,7 +451,7 @@ impl Node {
         self.changed = true;
         assert_eq!(expected, batch, "batches are synced one after the other");
         self.writer.synced(batch);
-        self.busy.synced(now.monotonic.since(self.last_write));
+        self.busy.synced(now.monotonic);
         self.last_write = now.monotonic;
         for (shard, round) in promises.rounds {
             self.shards[shard].persisted(round);
@@ -478,6 +478,7 @@ impl Node {
             return;
         }
         self.stopped = Some(what.to_owned());
+        self.busy.lost_disk();
         self.counters.problems.push(format!("the log stopped: {what}"));
         for index in 0..self.shards.len() {
             let mut work = Work::default();
@@ -539,6 +540,7 @@ impl Node {
         }
         self.in_flight = Some((append.batch, std::mem::take(&mut self.promises)));
         self.last_write = now.monotonic;
+        self.busy.writes(now.monotonic);
         out.append = Some(append);
     }
 

@@ -37,6 +37,12 @@ const ANNOUNCE_PAUSE: Duration = Duration::from_millis(500);
 const STEER_PAUSE: Duration = Duration::from_millis(20);
 /// Time a shard stays with its leader before a better placed one takes over.
 const SETTLE_TIME: Duration = Duration::from_secs(3);
+/// Whoever was slow gets its leads back one after the other: each shard in its turn, whoever leads it meanwhile.
+const RETURN_PAUSE: Duration = Duration::from_millis(500);
+/// A slow node hands over one lead in this time...
+const LEAVE_PAUSE: Duration = Duration::from_millis(100);
+/// ...and no more than this many at once, where its turns come later than that.
+const LEAVES_MAX: u32 = 8;
 /// Bytes of consensus messages in one packet, unless one alone is longer.
 const BATCH_BYTES: usize = 1 << 20;
 /// Fetches of payloads under way, at most; who asks for more asks again.
@@ -88,9 +94,32 @@ pub(super) struct Peers {
     led_since: BTreeMap<usize, Instant>,
     /// Shards to be announced at once.
     news: BTreeSet<usize>,
+    leaving: Leaving,
+    /// Leads that others took because this node is slow.
+    pub(super) leads_left: u64,
     /// Packets that did not read.
     pub(super) malformed: u64,
     steady: bool,
+}
+
+/// Leads that a slow node gives away, step by step.
+#[derive(Debug, Default)]
+struct Leaving {
+    /// What this node told others: that it is slow.
+    told: bool,
+    /// When the next lead may go.
+    next: Instant,
+    /// Shards that others were asked to take.
+    shards: BTreeSet<usize>,
+}
+
+impl Leaving {
+    /// One goes. A turn that comes late makes up for those before it, within bounds.
+    fn goes(&mut self, now: Instant, shard: usize) {
+        let earliest = now.0.saturating_sub((LEAVE_PAUSE * LEAVES_MAX).as_nanos() as u64);
+        self.next = self.next.max(Instant(earliest)) + LEAVE_PAUSE;
+        self.shards.insert(shard);
+    }
 }
 
 impl Peers {
@@ -158,6 +187,9 @@ impl Node {
             self.post(node, Class::Heartbeat, Letter::Leads(leads));
         }
         self.post(node, Class::Heartbeat, Letter::Health(self.peers.told_health));
+        if self.peers.leaving.told {
+            self.post(node, Class::Heartbeat, Letter::Slow(true));
+        }
         self.peers.next_steer = now.monotonic;
         self.peers.steady = false;
     }
@@ -215,6 +247,7 @@ impl Node {
             return;
         }
         self.peers.health.remove(&node);
+        self.swarm.admits(node, false);
         self.peers.consensus.retain(|(to, _), _| *to != node);
         self.peers.mail.retain(|(to, _, _)| *to != node);
         self.peers.fetches.retain(|_, fetch| fetch.to != node);
@@ -334,6 +367,7 @@ impl Node {
                     }
                 }
             }
+            Letter::Slow(is_slow) => self.swarm.admits(from, is_slow),
             Letter::RoutesWanted { ticket, wanted } => {
                 let said = self.routes_told(now, wanted);
                 self.post(from, Class::Settlement, Letter::Routes { ticket, said });
@@ -444,6 +478,9 @@ impl Node {
     fn follow_lead(&mut self, now: Now, index: usize) {
         let me = self.config.node;
         let shard = &self.shards[index];
+        if !shard.is_leader() && self.peers.leaving.shards.remove(&index) {
+            self.peers.leads_left += 1;
+        }
         if shard.is_serving() {
             let term = shard.term();
             if self.leaders[index] != Some((term, me)) {
@@ -477,6 +514,23 @@ impl Node {
             return self.is_below_reserve();
         }
         self.peers.is_weak_by_word(node)
+    }
+
+    /// Whether this node is too slow to lead, as it judges itself.
+    pub(super) fn is_slow(&self) -> bool {
+        self.swarm.fitness().is_slow(self.config.node)
+    }
+
+    /// Tells others when this node has become slow, or fit again: nobody is to hand it a lead meanwhile.
+    fn tell_of_pace(&mut self, now: Now) {
+        let is_slow = self.is_slow();
+        if is_slow != self.peers.leaving.told {
+            self.peers.leaving = Leaving { told: is_slow, next: now.monotonic, ..Leaving::default() };
+            self.peers.next_steer = now.monotonic;
+            for node in self.ways.nodes() {
+                self.post(node, Class::Heartbeat, Letter::Slow(is_slow));
+            }
+        }
     }
 
     /// Whether enough replicas of the shard at `index` have room for new messages (safety rule 19).
@@ -522,8 +576,10 @@ impl Node {
         }
     }
 
-    /// Lets every shard led here take a step towards the replicas that it should have, and towards its best leader.
+    /// Lets every shard led here take a step towards the replicas that it should have, and towards its best leader. A node
+    /// that is slow leads only what nobody else can (see `swarm/fitness`).
     pub(super) fn steer(&mut self, now: Now) {
+        self.tell_of_pace(now);
         if now.monotonic < self.peers.next_steer {
             return;
         }
@@ -546,7 +602,9 @@ impl Node {
             let me = self.config.node;
             let ways = &self.ways;
             let is_up = |node: NodeId| node == me || ways.lead_to(node);
-            if !self.shards[index].steer(now, &wish, &is_up) {
+            let fitness = self.swarm.fitness();
+            let may_lead = |node: NodeId| fitness.may_lead(now.monotonic, node);
+            if !self.shards[index].steer(now, &wish, &is_up, &may_lead) {
                 steady = false;
                 self.dirty[index] = true;
                 continue;
@@ -554,11 +612,33 @@ impl Node {
             let fits = |replica: &u64| {
                 node_of(*replica) != me && is_up(node_of(*replica)) && !self.is_weak(node_of(*replica))
             };
-            let heir = wish.voters.iter().copied().find(fits);
-            let best = wish.voters.first().copied().filter(fits);
-            if self.is_weak(me) && heir.is_some() {
+            let heirs: Vec<u64> = wish.voters.iter().copied().filter(fits).collect();
+            let swift: Vec<u64> =
+                heirs.iter().copied().filter(|replica| may_lead(node_of(*replica))).collect();
+            let returns = |best: &u64| {
+                let fit_since = fitness.fit_since(node_of(*best));
+                fit_since.is_none_or(|since| now.monotonic.since(since) >= RETURN_PAUSE * index as u32)
+            };
+            let best = wish.voters.first().copied().filter(|best| swift.contains(best) && returns(best));
+            if self.is_weak(me) && !heirs.is_empty() {
+                let heir = swift.first().or(heirs.first()).copied();
                 self.dirty[index] |= self.shards[index].hand_over(heir);
                 steady = false;
+                continue;
+            }
+            // With most voters slow, each commit waits for one of them whoever leads; and who leads must hear most of them
+            // within an election timeout, which a slow leader gives them and a quick one does not.
+            let voters = &self.shards[index].conf().voters;
+            let quick = swift.iter().filter(|replica| voters.contains(replica)).count();
+            if self.is_slow() && 2 * quick > voters.len() {
+                steady = false;
+                if self.peers.leaving.next <= now.monotonic && !self.shards[index].is_handing_over() {
+                    let shard = &mut self.shards[index];
+                    if swift.into_iter().any(|heir| shard.hand_over(Some(heir))) {
+                        self.peers.leaving.goes(now.monotonic, index);
+                        self.dirty[index] = true;
+                    }
+                }
                 continue;
             }
             let since = self.peers.led_since.get(&index).copied().unwrap_or(now.monotonic);
@@ -593,10 +673,17 @@ impl Node {
         }
     }
 
-    /// A draining node leads nothing for long.
-    pub(super) fn hand_over_all(&mut self) {
+    /// A draining node leads nothing for long. A slow heir is better than none.
+    pub(super) fn hand_over_all(&mut self, now: Now) {
         for index in 0..self.shards.len() {
-            if self.shards[index].conf().voters.len() > 1 && self.shards[index].hand_over(None) {
+            let voters = self.shards[index].conf().voters.clone();
+            if voters.len() < 2 {
+                continue;
+            }
+            let fitness = self.swarm.fitness();
+            let swift = voters.into_iter().filter(|voter| fitness.may_lead(now.monotonic, node_of(*voter)));
+            let shard = &mut self.shards[index];
+            if swift.map(Some).chain([None]).any(|heir| shard.hand_over(heir)) {
                 self.dirty[index] = true;
             }
         }

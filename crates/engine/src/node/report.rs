@@ -113,6 +113,9 @@ impl Node {
         if self.is_below_reserve() {
             problems.push("the disk is below its reserve: publishes are refused".to_owned());
         }
+        if self.is_slow() {
+            problems.push("this node is slow: others lead in its place where they can".to_owned());
+        }
         Report { ready: reason.is_empty(), reason, problems, metrics: self.metrics() }
     }
 

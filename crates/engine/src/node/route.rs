@@ -25,6 +25,8 @@ use crate::swarm::{
 
 /// How long a relay remembers whose packets it passed on over a link.
 const RELAYING: Duration = Duration::from_secs(30);
+/// Time without writes after which what the disk took before is slowly forgotten: only new writes can say what it takes now.
+const DISK_IDLE: Duration = Duration::from_secs(5);
 /// Packets between neighbours: a question...
 const PROBE: u8 = 1;
 /// ...and its answer.
@@ -62,13 +64,30 @@ pub(super) struct Busy {
     lag: Duration,
     lags: Peak,
     syncs: Peak,
+    /// Since when a batch is being written.
+    writing_since: Option<Instant>,
+    synced_at: Option<Instant>,
     next_sample: Option<Instant>,
 }
 
 impl Busy {
-    /// A batch was on stable storage after `took`.
-    pub(super) fn synced(&mut self, took: Duration) {
-        self.syncs.add(took.as_micros() as u64);
+    /// A batch is handed to the disk.
+    pub(super) fn writes(&mut self, now: Instant) {
+        self.writing_since = Some(now);
+    }
+
+    /// It is on stable storage.
+    pub(super) fn synced(&mut self, now: Instant) {
+        if let Some(since) = self.writing_since.take() {
+            self.syncs.add(now.since(since).as_micros() as u64);
+        }
+        self.synced_at = Some(now);
+    }
+
+    /// There is no disk any more that could be slow.
+    pub(super) fn lost_disk(&mut self) {
+        self.writing_since = None;
+        self.syncs = Peak::default();
     }
 
     /// The next turn is to come then, if nothing else happens.
@@ -83,6 +102,18 @@ impl Busy {
         if self.next_sample.is_none_or(|at| at <= now) {
             self.next_sample = Some(now + crate::swarm::measure::PROBE_PAUSE);
             self.lags.add(std::mem::take(&mut self.lag).as_micros() as u64);
+            self.look_at_disk(now);
+        }
+    }
+
+    /// A batch that is still being written has taken so long at least: a disk that stands still says nothing itself.
+    fn look_at_disk(&mut self, now: Instant) {
+        match (self.writing_since, self.synced_at) {
+            (Some(since), _) if now.since(since) >= crate::swarm::measure::PROBE_PAUSE => {
+                self.syncs.add(now.since(since).as_micros() as u64);
+            }
+            (None, Some(at)) if now.since(at) >= DISK_IDLE => self.syncs.add(0),
+            _ => {}
         }
     }
 }
@@ -230,11 +261,9 @@ impl Node {
         }
     }
 
-    /// How a node that packets should reach seems to be. What comes over the link with it outweighs what is said.
+    /// How a node that packets should reach seems to be.
     pub(super) fn seems(&self, node: NodeId) -> NodeState {
-        let link = self.swarm.links().get(node);
-        match self.swarm.verdict(node) {
-            _ if link.is_some_and(|link| link.is_usable() && !link.is_unanswered()) => NodeState::Alive,
+        match self.swarm.seems(node) {
             Verdict::Alive => NodeState::Alive,
             Verdict::Suspect => NodeState::Suspect,
             Verdict::Dead => NodeState::Dead,
@@ -263,6 +292,14 @@ impl Node {
             let seconds = f64::from(link.rtt_us()) / 1e6;
             rtt.samples.push((vec![("node", node.0.to_string())], seconds));
         }
+        let mut slow = Metric::new(
+            MetricKind::Gauge,
+            "swarmmq_node_slow",
+            "1 if a node is too slow to lead, as this one believes, itself included.",
+        );
+        for (node, is_slow) in self.swarm.fitness().all() {
+            slow.samples.push((vec![("node", node.0.to_string())], f64::from(u8::from(is_slow))));
+        }
         for (node, choice) in self.swarm.choices() {
             let links = choice.path.as_ref().map_or(0, |path| path.len() - 1);
             hops.samples.push((vec![("node", node.0.to_string())], links as f64));
@@ -278,14 +315,80 @@ impl Node {
                 refused,
             ),
             counter("swarmmq_relayed_total", "Packets passed on for others.", self.relaying.passed),
+            counter(
+                "swarmmq_leads_left_total",
+                "Leads that this node handed over because it was slow.",
+                self.peers.leads_left,
+            ),
             rtt,
             hops,
             changes,
+            slow,
         ]
     }
 
     /// When the swarm has something to do by itself.
     pub(super) fn swarm_wake(&self) -> Option<Instant> {
         self.swarm.has_company().then(|| self.swarm.next_wake())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Instant {
+        Instant(1_000_000_000 + millis * 1_000_000)
+    }
+
+    /// Turns every 50 ms, each when it was planned.
+    fn turns(busy: &mut Busy, millis: std::ops::Range<u64>) {
+        for now in millis.step_by(50) {
+            busy.turn(at(now));
+            busy.plan(Some(at(now + 50)));
+        }
+    }
+
+    fn disk_ms(busy: &Busy) -> u64 {
+        busy.syncs.value().unwrap_or(0) / 1_000
+    }
+
+    #[test]
+    fn a_disk_that_stands_still_is_slow_before_it_says_so() {
+        let mut busy = Busy::default();
+        for sync in 0..10 {
+            busy.writes(at(sync * 10));
+            busy.synced(at(sync * 10 + 1));
+        }
+        busy.writes(at(100));
+        turns(&mut busy, 100..2_000);
+        assert!(disk_ms(&busy) >= 1_000, "{}", disk_ms(&busy));
+        busy.lost_disk();
+        turns(&mut busy, 2_000..4_000);
+        assert_eq!(disk_ms(&busy), 0, "a log that has stopped is not slow");
+    }
+
+    #[test]
+    fn a_disk_without_writes_is_forgiven_after_five_seconds_and_not_before() {
+        let mut busy = Busy::default();
+        for sync in 0..5 {
+            busy.writes(at(sync * 300));
+            busy.synced(at(sync * 300 + 300));
+        }
+        turns(&mut busy, 1_500..6_400);
+        assert_eq!(disk_ms(&busy), 300);
+        turns(&mut busy, 6_400..20_000);
+        assert_eq!(disk_ms(&busy), 0);
+    }
+
+    #[test]
+    fn one_late_turn_is_an_accident_and_two_are_lateness() {
+        let mut busy = Busy::default();
+        turns(&mut busy, 0..1_000);
+        turns(&mut busy, 6_000..7_000);
+        assert_eq!(busy.lags.value(), Some(0));
+        turns(&mut busy, 7_300..7_350);
+        turns(&mut busy, 7_700..7_750);
+        assert!(busy.lags.value().is_some_and(|us| us >= 250_000), "{:?}", busy.lags);
     }
 }

@@ -376,7 +376,15 @@ impl Shard {
     }
 
     /// Takes one step towards `wish`, if this replica leads and no step is under way. Returns whether the wish is met.
-    pub fn steer(&mut self, now: Now, wish: &Wish, is_up: &dyn Fn(NodeId) -> bool) -> bool {
+    ///
+    /// * `may_lead`: who should be handed the lead where there is a choice.
+    pub fn steer(
+        &mut self,
+        now: Now,
+        wish: &Wish,
+        is_up: &dyn Fn(NodeId) -> bool,
+        may_lead: &dyn Fn(NodeId) -> bool,
+    ) -> bool {
         if !self.is_serving() || self.consensus.is_transferring() {
             return true;
         }
@@ -431,12 +439,10 @@ impl Shard {
             self.consensus.propose_change(change);
         } else if !wish.voters.contains(&self.replica) {
             // What is left is this replica itself: another has to lead before it can go.
-            if let Some(heir) = wish
-                .voters
-                .iter()
-                .copied()
-                .find(|replica| conf.voters.contains(replica) && self.is_caught_up(*replica))
-            {
+            let has_all = |replica: &u64| conf.voters.contains(replica) && self.is_caught_up(*replica);
+            let heirs = || wish.voters.iter().copied().filter(has_all);
+            let heir = heirs().find(|replica| may_lead(node_of(*replica))).or_else(|| heirs().next());
+            if let Some(heir) = heir {
                 self.consensus.transfer(heir);
             }
         }
@@ -460,6 +466,11 @@ impl Shard {
             self.consensus.transfer(heir);
         }
         heir.is_some()
+    }
+
+    /// Whether the lead is on its way to another replica; it may yet stay.
+    pub fn is_handing_over(&self) -> bool {
+        self.consensus.is_leader() && self.consensus.is_transferring()
     }
 
     /// Whether the shard is the cluster's own.

@@ -3,8 +3,8 @@
 //!
 //! This file is the composer. It puts what this node measures of its own links (`measure`) and what others say of theirs
 //! (`gossip`, `report`) into one picture (`path`), and asks for every node whether the cheapest path through it is better
-//! than the one in use by enough (`damping`). What things cost is said in `cost`, why a path is in use in `explain`. Absent here:
-//! what a change of path means for what is under way (`node/way`).
+//! than the one in use by enough (`damping`). What things cost is said in `cost`, why a path is in use in `explain`, who is slow in
+//! `fitness`. Absent here: what a change of path means for what is under way (`node/way`).
 
 mod compose;
 mod correspondent;
@@ -12,6 +12,7 @@ mod cost;
 pub mod damping;
 pub mod detector;
 mod explain;
+pub mod fitness;
 pub mod gossip;
 pub mod measure;
 pub mod path;
@@ -44,6 +45,7 @@ use swarmmq_protocol::{
 use self::{
     damping::Choice,
     detector::Verdict,
+    fitness::{Fitness, Seen},
     gossip::{Acquaintance, Gossip, Me},
     measure::{Link, Links, PROBE_PAUSE},
     path::{AVOIDED_US, Picture},
@@ -52,6 +54,9 @@ use self::{
 
 /// How long a relay's word that it cannot pass packets on is believed, unless it says more meanwhile.
 const DOUBT: Duration = Duration::from_secs(1);
+/// How long after a node was last heard what it said of its load counts. What does not change is not said again, so the
+/// age of a report says nothing.
+const LOAD_COUNTS: Duration = Duration::from_secs(2);
 
 /// Who this node is.
 #[derive(Clone, Debug)]
@@ -98,6 +103,9 @@ pub struct Swarm {
     load: Load,
     /// Packets take links only, and nothing that is measured changes that.
     is_static: bool,
+    fitness: Fitness,
+    /// Who says of itself that it is slow.
+    admitted: BTreeSet<NodeId>,
     next_sample: Instant,
     /// A link came or went, or is not what it was: paths are to be looked at...
     has_news: bool,
@@ -127,6 +135,8 @@ impl Swarm {
             doubts: BTreeMap::new(),
             load: Load::default(),
             is_static: false,
+            fitness: Fitness::default(),
+            admitted: BTreeSet::new(),
             next_sample: now,
             has_news: false,
             is_urgent: false,
@@ -149,6 +159,9 @@ impl Swarm {
         let is_static = !policy.is_adaptive();
         self.has_news |= self.is_static != is_static;
         self.is_static = is_static;
+        if is_static {
+            self.fitness = Fitness::default();
+        }
     }
 
     /// How busy this node is.
@@ -243,6 +256,7 @@ impl Swarm {
         }
         if is_sample {
             self.next_sample = now + PROBE_PAUSE;
+            self.look_for_slow_nodes(now);
         }
         self.forget_old(now);
         let picture = self.picture(now);
@@ -345,6 +359,48 @@ impl Swarm {
     /// Whether a node seems alive.
     pub fn verdict(&self, node: NodeId) -> Verdict {
         self.gossip.verdict(node)
+    }
+
+    /// The same, where what comes over the link with it outweighs what is said.
+    pub fn seems(&self, node: NodeId) -> Verdict {
+        let link = self.links.get(node);
+        let is_heard = link.is_some_and(|link| link.is_usable() && !link.is_unanswered());
+        if is_heard { Verdict::Alive } else { self.gossip.verdict(node) }
+    }
+
+    /// A node says of itself whether it is slow.
+    pub fn admits(&mut self, node: NodeId, is_slow: bool) {
+        if is_slow {
+            self.admitted.insert(node);
+        } else {
+            self.admitted.remove(&node);
+        }
+    }
+
+    /// Its own load this node knows at first hand; that of others is what they say, as long as they are heard.
+    fn look_for_slow_nodes(&mut self, now: Instant) {
+        if self.is_static {
+            return;
+        }
+        let me = self.config.me.node;
+        let seen = |node: NodeId| {
+            if self.seems(node) != Verdict::Alive {
+                return Seen::Missed;
+            }
+            let is_fresh = self.gossip.heard_at(node).is_some_and(|at| now.since(at) < LOAD_COUNTS);
+            let report = self.gossip.report(node).filter(|_| is_fresh);
+            report.map_or(Seen::Unknown, |report| Seen::Takes(fitness::service_us(&report.load)))
+        };
+        let mut all: BTreeMap<NodeId, Seen> =
+            self.known.keys().filter(|node| **node != me).map(|node| (*node, seen(*node))).collect();
+        all.insert(me, Seen::Takes(fitness::service_us(&self.load)));
+        self.admitted.retain(|node| all.contains_key(node));
+        self.fitness.sample(now, &all, &self.admitted);
+    }
+
+    /// Which nodes are slow, as this one believes.
+    pub fn fitness(&self) -> &Fitness {
+        &self.fitness
     }
 
     /// The gossip, to be looked at.
