@@ -61,6 +61,8 @@ pub enum Fault {
     Drain,
     /// A node is lost for good, and the operator takes it out of the cluster.
     Remove,
+    /// Each turn of a node takes long for a while: what it decided comes out late, and its next turn not before that.
+    SlowNode,
 }
 
 impl Fault {
@@ -95,16 +97,22 @@ impl Fault {
         Self::PartitionLeader,
         Self::Drain,
         Self::Remove,
+        Self::SlowNode,
     ];
 
     /// Whether it takes more than one node.
     pub fn needs_many(self) -> bool {
-        self >= Self::CrashSome && self != Self::Pause && self != Self::DiskStall && self != Self::PowerCut
+        let alone = [Self::Pause, Self::DiskStall, Self::PowerCut, Self::SlowNode];
+        self >= Self::CrashSome && !alone.contains(&self)
     }
 
     /// In how many runs of a thousand it is drawn.
     pub(super) fn share(self) -> u64 {
-        if self >= Self::CrashSome { 450 } else { 667 }
+        match self {
+            Self::SlowNode => 250,
+            _ if self >= Self::CrashSome => 450,
+            _ => 667,
+        }
     }
 
     /// Mean pause between two of the kind, in seconds, where the kind is drawn at all.
@@ -139,6 +147,7 @@ impl Fault {
             Self::PartitionLeader => 16,
             Self::Drain => 15,
             Self::Remove => 25,
+            Self::SlowNode => 20,
         }
     }
 
@@ -174,6 +183,7 @@ impl Fault {
             Self::PartitionLeader => "leader partition",
             Self::Drain => "drain",
             Self::Remove => "removed node",
+            Self::SlowNode => "slow node",
         }
     }
 }

@@ -112,6 +112,8 @@ pub struct Plan {
     pub datagram_loss_permille: u64,
     /// Faults in order of time.
     pub faults: Vec<(u64, Fault)>,
+    /// How long a turn of a slow node takes, and for how long. Then nothing else goes wrong, and it is judged who leads.
+    pub slowness: Option<(u64, u64)>,
     /// Times without sends: from, to.
     pub quiet: Vec<(u64, u64)>,
 }
@@ -161,6 +163,7 @@ impl Plan {
             torn_writes: faults.chance(800),
             datagram_loss_permille: [0, 1, 10, 100, 300][rng.below(5) as usize],
             faults: draw_faults(&mut faults, many),
+            slowness: None,
             hosts,
             quiet: draw_quiet(&mut rng),
         }

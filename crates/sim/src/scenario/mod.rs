@@ -44,6 +44,8 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "a node joins under load, and another is lost for good", plan: one_comes_and_one_goes },
     Scenario { name: "a node is emptied and another removed, under load", plan: emptied_and_removed },
     Scenario { name: "two nodes take connections and three hold the shards", plan: doors_and_stores },
+    Scenario { name: "a node that answers in two seconds for half a minute", plan: one_slow },
+    Scenario { name: "a node that is a little slow for half a minute", plan: one_a_little_slow },
 ];
 
 /// A plan for one node with only these faults, each at its own pace.
@@ -149,6 +151,24 @@ fn doors_and_stores() -> Plan {
     for (index, host) in plan.hosts.iter_mut().enumerate() {
         host.roles = if index < 3 { ROLE_ROUTER | ROLE_STORE } else { ROLE_INGRESS };
     }
+    plan
+}
+
+fn one_slow() -> Plan {
+    slow(210, 2 * SECOND)
+}
+
+fn one_a_little_slow() -> Plan {
+    slow(211, SECOND / 5)
+}
+
+/// The node that leads most is slow from the tenth second on, and nothing else happens.
+fn slow(seed: u64, by: u64) -> Plan {
+    let mut plan = among(5, seed, &[]);
+    plan.shards = 16;
+    plan.slowness = Some((by, 30 * SECOND));
+    plan.faults = vec![(10 * SECOND, Fault::SlowNode)];
+    plan.quiet.clear();
     plan
 }
 

@@ -14,6 +14,8 @@ use crate::{
     plan::{Fault, ROLE_STORE},
 };
 
+/// Time in which a slow node must have lost the leads that quicker ones can take.
+const LEAVES_WITHIN: u64 = 5 * SECOND;
 /// Nodes that must be left to hold shards when one goes.
 const COPIES: usize = 3;
 
@@ -115,6 +117,7 @@ impl Swarm {
             Fault::Wipe => return self.wipe_one(host),
             Fault::Drain => return self.empty_one(host),
             Fault::Remove => return self.remove_one(host),
+            Fault::SlowNode => self.slow_down(host),
             _ => return false,
         }
         true
@@ -290,6 +293,30 @@ impl Swarm {
         self.pause(host, time);
     }
 
+    /// Mostly a little slow, as busy machines are; now and then so that nobody waits for it.
+    fn slow_down(&mut self, host: usize) {
+        if let Some((by, time)) = self.plan.slowness {
+            let host = self.leads_most();
+            let until = self.at + time;
+            self.note("slow", host as u64, by, time);
+            self.hosts[host].pace = Slowness { until, by };
+            self.after(LEAVES_WITHIN, Event::Pace { host, until });
+            return;
+        }
+        let longest = [50, 300, 2_000][self.chaos.below(3) as usize];
+        let by = self.chaos.between(5, longest) * MILLISECOND;
+        let time = self.chaos.between(SECOND, 12 * SECOND);
+        self.note("slow", host as u64, by, time);
+        self.hosts[host].pace = Slowness { until: self.at + time, by };
+    }
+
+    fn leads_most(&self) -> usize {
+        let leaders: Vec<usize> =
+            (0..=self.plan.shards as usize).filter_map(|shard| self.leader_of(shard)).collect();
+        let count = |host: &usize| leaders.iter().filter(|leader| *leader == host).count();
+        (0..self.hosts.len()).max_by_key(count).expect("there are hosts")
+    }
+
     /// A disk that is nearly full gets space again and loses it again, in quick succession.
     fn fill_disk(&mut self, host: usize) {
         let mut at = 0;
@@ -314,6 +341,7 @@ impl Swarm {
             state.kill_at_write = false;
             state.flip_next = false;
             state.paused_until = 0;
+            state.pace = Slowness::default();
             self.turn_by(host, self.at);
             self.after(6 * SECOND, Event::Space { host, free: true });
         }

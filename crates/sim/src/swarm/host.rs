@@ -16,7 +16,7 @@ use swarmmq_protocol::{
 };
 use swarmmq_seal::ClientKeyring;
 
-use super::{Event, Swarm};
+use super::{Event, Swarm, network::Slowness};
 use crate::{
     clock::{Clock, MILLISECOND, SECOND, virtual_time},
     disk::{Disk, Flip},
@@ -52,6 +52,17 @@ pub(super) enum Arrival {
     },
 }
 
+/// What a turn decided, until it comes out.
+#[derive(Debug)]
+pub(super) struct Decided {
+    effects: Effects,
+    /// When the turn was.
+    at: u64,
+    /// When the oldest delivery in it was sent.
+    since: u64,
+    wake: Option<u64>,
+}
+
 /// Where a node runs.
 pub(super) struct Host {
     pub(super) config: Config,
@@ -66,6 +77,10 @@ pub(super) struct Host {
     pub(super) draining: bool,
     /// The process is stopped until then, without knowing.
     pub(super) paused_until: u64,
+    /// How long its turns take.
+    pub(super) pace: Slowness,
+    /// Its latest turn takes until then; what it decided has not come out yet.
+    pub(super) busy_until: Option<u64>,
     /// Syncs are slow until then.
     pub(super) slow_until: u64,
     /// Syncs take seconds until then.
@@ -136,6 +151,8 @@ impl Host {
             gone: false,
             draining: false,
             paused_until: 0,
+            pace: Slowness::default(),
+            busy_until: None,
             slow_until: 0,
             stalled_until: 0,
             fail_sync: false,
@@ -151,6 +168,11 @@ impl Host {
             inbox: Vec::new(),
             slow_turns: VecDeque::new(),
         }
+    }
+
+    /// When its next turn can be. While what the latest one decided has not come out, just after that.
+    fn free_at(&self) -> u64 {
+        self.paused_until.max(self.busy_until.map_or(0, |until| until + 1))
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -178,14 +200,14 @@ impl Swarm {
     }
 
     pub(super) fn turn_by(&mut self, host: usize, at: u64) {
-        self.queue.plan_turn(host, at.max(self.hosts[host].paused_until));
+        self.queue.plan_turn(host, at.max(self.hosts[host].free_at()));
     }
 
     /// A node takes what came in, then says what is to be done.
     pub(super) fn turn(&mut self, host: usize) {
         let state = &mut self.hosts[host];
-        if state.paused_until > self.at {
-            let until = state.paused_until;
+        if state.free_at() > self.at {
+            let until = state.free_at();
             self.turn_by(host, until);
             return;
         }
@@ -219,8 +241,40 @@ impl Swarm {
         state.node = Some(node);
         // Nothing arrives during a turn: the inbox keeps its room.
         state.inbox = arrivals;
-        let drained = effects.drained;
-        self.carry_out(host, effects, since);
+        let decided = Decided { effects, at: self.at, since, wake };
+        let takes = state.pace.at(self.at);
+        if takes == 0 {
+            self.let_out(host, decided);
+            return;
+        }
+        let until = self.at + takes;
+        state.busy_until = Some(until);
+        let boot = state.boot;
+        self.push(until, Event::TurnEnds { host, boot, decided: Box::new(decided) });
+    }
+
+    /// A turn that took long is over, unless its process ended before. One that is stopped says nothing.
+    pub(super) fn turn_ends(&mut self, host: usize, boot: u64, decided: Box<Decided>) {
+        let state = &mut self.hosts[host];
+        if state.boot != boot || !state.is_up() {
+            return;
+        }
+        if state.paused_until > self.at {
+            let until = state.paused_until;
+            state.busy_until = Some(until);
+            self.push(until, Event::TurnEnds { host, boot, decided });
+            return;
+        }
+        state.busy_until = None;
+        self.let_out(host, *decided);
+        if !self.hosts[host].inbox.is_empty() {
+            self.turn_by(host, self.at);
+        }
+    }
+
+    fn let_out(&mut self, host: usize, decided: Decided) {
+        let (drained, wake) = (decided.effects.drained, decided.wake);
+        self.carry_out(host, decided);
         if let Some(wake) = wake {
             self.turn_by(host, wake.max(self.at + 10_000));
         }
@@ -268,7 +322,8 @@ impl Swarm {
         }
     }
 
-    fn carry_out(&mut self, host: usize, effects: Effects, since: u64) {
+    fn carry_out(&mut self, host: usize, decided: Decided) {
+        let Decided { effects, at: decided_at, since, .. } = decided;
         let boot = self.hosts[host].boot;
         if let Some(append) = effects.append {
             for write in &append.writes {
@@ -305,10 +360,10 @@ impl Swarm {
             self.hosts[host].disk.release(segment);
         }
         for (connection, bytes) in effects.sends {
-            self.send_to_client(connection.0, bytes, since);
+            self.send_to_client(connection.0, bytes, (since, decided_at));
         }
         for (to, packet) in effects.packets {
-            let since = if packet.hop > 0 { since } else { self.at };
+            let since = if packet.hop > 0 { since } else { decided_at };
             self.send_packet(host, to, packet, since);
         }
         for (to, bytes) in effects.datagrams {
@@ -366,5 +421,85 @@ impl Swarm {
         let free_bytes = if free { u64::MAX } else { RESERVE_BYTES / 2 };
         self.hosts[host].free_bytes = free_bytes;
         self.arrive(host, Arrival::Input(Input::DiskSpace { free_bytes }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use swarmmq_engine::node::bug::Bugs;
+
+    use super::*;
+    use crate::swarm::Phase;
+
+    const TURN: u64 = 100 * MILLISECOND;
+
+    /// Two nodes, the turns of the first take long. Nothing else happens.
+    fn slow() -> Swarm {
+        let mut swarm = Swarm::new(Plan::new(12, Bugs::NONE).with_hosts(2), false);
+        swarm.queue.clear();
+        swarm.start(0);
+        swarm.start(1);
+        swarm.hosts[0].pace = Slowness { until: u64::MAX, by: TURN };
+        swarm
+    }
+
+    /// Lets the next thing happen. Whether a turn of the first node began, and whether one ended.
+    fn step(swarm: &mut Swarm) -> (bool, bool) {
+        let before = swarm.hosts[0].busy_until;
+        let (at, event) = swarm.queue.pop().expect("two nodes always have something to do");
+        swarm.at = at;
+        swarm.happen(event);
+        let after = swarm.hosts[0].busy_until;
+        (before.is_none() && after.is_some(), before.is_some() && after.is_none())
+    }
+
+    #[test]
+    fn what_a_slow_node_decides_comes_out_when_its_turn_ends_and_the_next_one_begins_after_that() {
+        let mut swarm = slow();
+        let (mut began_at, mut turns, mut writes) = (0, 0, 0);
+        while turns < 50 {
+            let (wrote, waiting) = (swarm.hosts[0].disk.is_writing(), swarm.hosts[0].inbox.len());
+            let (began, ended) = step(&mut swarm);
+            if !wrote && swarm.hosts[0].disk.is_writing() {
+                assert!(ended, "a write before the end of the turn");
+                writes += 1;
+            }
+            assert!(began || swarm.hosts[0].inbox.len() >= waiting, "another turn within one");
+            if began {
+                began_at = swarm.at;
+                turns += 1;
+            }
+            assert!(!ended || swarm.at == began_at + TURN);
+        }
+        assert!(writes > 0);
+    }
+
+    #[test]
+    fn what_was_decided_in_a_turn_that_did_not_end_never_comes_out() {
+        let mut swarm = slow();
+        while !step(&mut swarm).0 {}
+        let boot = swarm.hosts[0].boot;
+        assert!(!swarm.hosts[0].disk.is_writing(), "its first turn");
+        swarm.kill_for(0, SECOND);
+        while swarm.hosts[0].boot == boot {
+            step(&mut swarm);
+            assert!(!swarm.hosts[0].disk.is_writing());
+        }
+    }
+
+    #[test]
+    fn a_slow_node_that_leads_is_objected_to() {
+        let mut swarm = slow();
+        swarm.hosts[0].pace = Slowness::default();
+        while (0..=swarm.plan.shards as usize).any(|shard| swarm.leader_of(shard) != Some(0)) {
+            step(&mut swarm);
+        }
+        let until = swarm.at + SECOND;
+        swarm.judge_pace(0, until);
+        assert_eq!(swarm.history.violations, [], "nobody is judged before chaos begins");
+        swarm.phase = Phase::Chaos { since: swarm.at };
+        swarm.judge_pace(0, until);
+        assert!(swarm.history.violations.iter().all(|violation| violation.judge == "pace"));
+        assert_eq!(swarm.history.violations.len(), swarm.plan.shards as usize + 1);
     }
 }

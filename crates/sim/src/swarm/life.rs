@@ -66,6 +66,7 @@ impl Swarm {
         state.serving.clear();
         state.inbox.clear();
         state.paused_until = 0;
+        state.busy_until = None;
         state.kill_at_write = false;
         state.fail_sync = false;
         let of_it = self.connections.iter().filter(|(_, connection)| connection.host == host);

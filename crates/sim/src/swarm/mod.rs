@@ -28,7 +28,7 @@ use swarmmq_protocol::{
 use swarmmq_seal::{ClientKeyring, Opener};
 
 use self::{
-    host::{Arrival, Host},
+    host::{Arrival, Decided, Host},
     links::{Link, Pair},
     mask::Mask,
     network::Connection,
@@ -62,6 +62,17 @@ enum Event {
     /// A node looks at what came in.
     Turn {
         host: usize,
+    },
+    /// What a slow node decided comes out.
+    TurnEnds {
+        host: usize,
+        boot: u64,
+        decided: Box<Decided>,
+    },
+    /// A node has been slow for a while: it is looked who leads.
+    Pace {
+        host: usize,
+        until: u64,
     },
     Synced {
         host: usize,
@@ -347,6 +358,8 @@ impl Swarm {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Turn { host } => self.turn(host),
+            Event::TurnEnds { host, boot, decided } => self.turn_ends(host, boot, decided),
+            Event::Pace { host, until } => self.judge_pace(host, until),
             Event::Synced { host, boot } => self.synced(host, boot),
             Event::ReadBack { host, boot, ticket, result } => self.read_back(host, boot, ticket, result),
             Event::Kill { host, boot } => {

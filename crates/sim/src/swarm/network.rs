@@ -182,15 +182,16 @@ impl Swarm {
         self.push(at, Event::ToNode { connection, bytes });
     }
 
-    /// `sent_at` is when whoever leads the shard sent what is sent now.
-    pub(super) fn send_to_client(&mut self, connection: u64, bytes: BytesMut, sent_at: u64) {
+    /// `times` are when whoever leads the shard sent what is sent now, and when the client's node decided to.
+    pub(super) fn send_to_client(&mut self, connection: u64, bytes: BytesMut, times: (u64, u64)) {
         self.trace.bytes(self.at, "node sends", connection, &bytes);
         let latency = self.latency();
         let at = self.at + latency;
         let Some(state) = self.connections.get_mut(&connection) else { return };
         state.to_client_at = state.to_client_at.max(at + state.to_client_slow.at(self.at));
         let at = state.to_client_at;
-        self.push(at, Event::ToClient { connection, sent_at, handed_at: self.at, bytes });
+        let (sent_at, handed_at) = times;
+        self.push(at, Event::ToClient { connection, sent_at, handed_at, bytes });
     }
 
     pub(super) fn reach_node(&mut self, connection: u64, bytes: &[u8]) {

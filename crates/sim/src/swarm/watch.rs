@@ -3,7 +3,7 @@
 //!
 //! `leaders`: one host serves a shard in a reign. `replicas`: what was applied stays applied, equal indexes mean equal
 //! states, and in the end all replicas are where their leader is. `replay`: a node rebuilt from its disk is as it was.
-//! `nonces`: never two ciphertexts under one nonce.
+//! `nonces`: never two ciphertexts under one nonce. `pace`: leads leave a node that is slow.
 
 use bytes::Bytes;
 use swarmmq_engine::{
@@ -17,7 +17,7 @@ use swarmmq_protocol::{
     time::WallTime,
 };
 
-use super::Swarm;
+use super::{Event, Phase, Swarm};
 use crate::{
     clock::{Clock, MILLISECOND, SECOND, virtual_time},
     disk::Disk,
@@ -29,6 +29,8 @@ use crate::{
 const REBUILD_TIME_MAX: u64 = 30 * SECOND;
 /// States are compared at every so manieth entry.
 const SAMPLED: u64 = 32;
+/// Pause between looks whether a slow node leads.
+const PACE_PAUSE: u64 = SECOND / 4;
 /// Entries that a replica may be behind and still count as up to date while work goes on.
 const LAG_MAX: u64 = 50;
 
@@ -172,6 +174,26 @@ impl Swarm {
             self.hosts[*host].node.as_ref().is_some_and(|node| node.shards()[shard].is_serving())
         };
         (0..self.hosts.len()).filter(serves).max_by_key(|host| term(*host))
+    }
+
+    /// A node that is slow while nothing else goes wrong leads nothing, and others do.
+    pub(super) fn judge_pace(&mut self, host: usize, until: u64) {
+        if self.at >= until || !matches!(self.phase, Phase::Chaos { .. }) {
+            return;
+        }
+        for shard in 0..=self.plan.shards as usize {
+            let leader = self.leader_of(shard);
+            if leader.is_none_or(|leader| leader == host) {
+                let seconds = (until - self.at) as f64 / SECOND as f64;
+                let who = leader.map_or("nobody".to_owned(), |leader| format!("node {}", leader + 1));
+                let what = format!(
+                    "{who} leads shard {shard} though node {} is slow for {seconds:.1} s more",
+                    host + 1
+                );
+                self.history.violation("pace", what);
+            }
+        }
+        self.after(PACE_PAUSE, Event::Pace { host, until });
     }
 
     /// The leading replica of every shard, or why one has none.
