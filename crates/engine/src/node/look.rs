@@ -202,6 +202,8 @@ impl Node {
                     () if link.is_none() => NodeState::Dead,
                     () => self.seems(*node),
                 };
+                let is_slow = state == NodeState::Alive && self.swarm.fitness().is_slow(*node);
+                let state = if is_slow { NodeState::Slow } else { state };
                 let version =
                     if *node == me { Some(&self.config.version) } else { link.map(|link| &link.version) };
                 NodeStatus {
@@ -222,6 +224,14 @@ impl Node {
                 what: format!("node {} cannot be reached from node {}", node.id.0, me.0),
                 meaning: "shards with a replica there have one copy less".to_owned(),
                 action: format!("start it, or `swarmmq node remove {}` if it is gone for good", node.id.0),
+            });
+        }
+        for node in nodes.iter().filter(|node| node.state == NodeState::Slow) {
+            problems.push(Problem {
+                what: format!("node {} is slow", node.id.0),
+                meaning: "it leads nothing that another can; its copies come late".to_owned(),
+                action: "look at its disk and at what else its machine does; it comes back by itself"
+                    .to_owned(),
             });
         }
         let mut shards = Vec::new();

@@ -83,6 +83,10 @@ fn a_slow_node_loses_its_leads_and_gets_them_back_one_by_one() {
     };
     for node in (1..=5).map(NodeId) {
         assert_eq!(metrics(&mut cluster, node), 1.0, "all agree");
+        let status = cluster.node(node).status();
+        let state = status.nodes.iter().find(|known| known.id == slow).unwrap().state;
+        assert_eq!(state, swarmmq_protocol::admin::NodeState::Slow);
+        assert!(status.problems.iter().any(|problem| problem.what.contains("slow")), "{:?}", status.problems);
     }
     let said = cluster.node(slow).report().problems;
     assert!(said.iter().any(|problem| problem.contains("slow")), "{said:?}");

@@ -18,7 +18,7 @@ use swarmmq_protocol::{id::NodeId, time::Instant};
 use super::{damping::Penalty, report::Load};
 
 /// Service time below which nobody is slow, in microseconds, however quick the others are.
-const FLOOR_US: u32 = 10_000;
+const FLOOR_US: u32 = 20_000;
 /// How many times the median of the others a node may take.
 const MEDIANS: u32 = 4;
 /// How many median absolute deviations above the median of the others a node may be.
