@@ -7,7 +7,7 @@
 //! Trust: a datagram is proven by a key that only the two ends have, a report by the signature of whoever it is about, an accusation by
 //! that of its accuser, a life of a node by either. Beats of others are the relay's word (`detector.rs` bounds what it is worth).
 //! A datagram counts only if it names this node's present life, so that no recording does; who does not know that life
-//! yet is told, and then says it again.
+//! yet, or only an earlier one, is told, and then says it again.
 //! Absent here: sockets, addresses, who is a member, what reports are used for.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -345,7 +345,11 @@ impl Gossip {
         if header.life.incarnation != other.incarnation || header.life.boot < known.boot {
             return Err(DatagramError::OtherLife);
         }
-        if header.to.boot != 0 && header.to != self.life {
+        // Whoever knows an earlier process of this node, or none, is told of this one. If that were left to it, two that both started
+        // anew out of each other's sight would refuse each other for ever.
+        let is_stale = header.to.incarnation == self.life.incarnation && header.to.boot < self.life.boot;
+        let is_for_this = header.to == self.life;
+        if header.to.boot != 0 && !is_stale && !is_for_this {
             return Err(DatagramError::OtherLife);
         }
         if header.life.boot > known.boot {
@@ -357,7 +361,7 @@ impl Gossip {
         if !other.takes(now, header.counter, now < self.catches_up_until) {
             return Err(DatagramError::Replayed);
         }
-        if header.to.boot == 0 {
+        if !is_for_this {
             // Perhaps a recording. The answer names both lives; then it comes again and counts.
             self.answer(now, from);
             return Ok(());
