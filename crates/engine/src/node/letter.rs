@@ -86,9 +86,10 @@ pub(super) enum Letter {
         shard: ShardId,
         items: Vec<Payload>,
     },
-    /// A packet could not go on to its destination.
+    /// A packet could not go on to its destination, because of the writer's link with `next`.
     Broken {
         destination: NodeId,
+        next: NodeId,
     },
     /// How the writer's disk is.
     Health(Health),
@@ -347,9 +348,10 @@ impl Letter {
                     put_bytes(&mut out, item.sealed.as_deref().unwrap_or_default());
                 }
             }
-            Self::Broken { destination } => {
+            Self::Broken { destination, next } => {
                 out.put_u8(11);
                 out.put_u16(destination.0);
+                out.put_u16(next.0);
             }
             Self::Health(health) => {
                 out.put_u8(12);
@@ -450,7 +452,7 @@ impl Letter {
                 has_stopped: r.flag("stopped")?,
             }),
             15 => Self::Slow(r.flag("slow")?),
-            11 => Self::Broken { destination: NodeId(r.u16()?) },
+            11 => Self::Broken { destination: NodeId(r.u16()?), next: NodeId(r.u16()?) },
             13 => {
                 let (ticket, to) = (r.u64()?, r.u16()?);
                 let wanted = if to == 0 { Wanted::Routes } else { Wanted::Explanation(NodeId(to)) };
@@ -523,7 +525,7 @@ mod tests {
             Letter::StatePart { shard, part },
             Letter::PayloadsWanted { shard, items: vec![(address.clone(), 1)] },
             Letter::Payloads { shard, items: vec![payload(None), payload(Some(Bytes::from_static(b"x")))] },
-            Letter::Broken { destination: NodeId(1) },
+            Letter::Broken { destination: NodeId(1), next: NodeId(2) },
             Letter::Health(Health { is_below_reserve: true, has_stopped: false }),
             Letter::Slow(true),
             Letter::RoutesWanted { ticket: 1, wanted: Wanted::Routes },

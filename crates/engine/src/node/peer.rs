@@ -373,8 +373,8 @@ impl Node {
                 self.post(from, Class::Settlement, Letter::Routes { ticket, said });
             }
             Letter::Routes { ticket, said } => self.routes_said(ticket, from, said),
-            Letter::Broken { destination } => {
-                if self.swarm.path_broken(now.monotonic, from, destination) {
+            Letter::Broken { destination, next } => {
+                if self.swarm.path_broken(now.monotonic, (from, next), destination) {
                     self.reroute(now);
                 }
             }

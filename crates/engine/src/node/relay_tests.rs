@@ -46,10 +46,13 @@ fn a_relay_without_a_way_says_so_to_the_origin_and_keeps_nothing() {
     let passed = passes(&mut cluster, 2, 1, sent);
     let broken: Vec<_> = passed.iter().filter(|(_, packet)| packet.class == Class::Heartbeat).collect();
     let found = broken.iter().find_map(|(next, packet)| match Letter::read(packet.body.clone()) {
-        Ok(Letter::Broken { destination }) => Some((*next, packet.path.clone(), destination)),
+        Ok(Letter::Broken { destination, next: behind }) => {
+            Some((*next, packet.path.clone(), destination, behind))
+        }
         _ => None,
     });
-    assert_eq!(found, Some((NodeId(1), vec![NodeId(2), NodeId(1)], NodeId(3))), "{passed:?}");
+    let three = NodeId(3);
+    assert_eq!(found, Some((NodeId(1), vec![NodeId(2), NodeId(1)], three, three)), "{passed:?}");
 }
 
 #[test]

@@ -243,7 +243,7 @@ impl Node {
         let is_router = self.config.roles & PeerHello::ROUTER != 0;
         let (origin, destination) = (packet.origin(), packet.destination());
         if !is_router || !self.peers.links.contains_key(&next) {
-            return self.post(origin, Class::Heartbeat, Letter::Broken { destination });
+            return self.post(origin, Class::Heartbeat, Letter::Broken { destination, next });
         }
         self.relaying.passed += 1;
         let flows = self.relaying.flows.entry(next).or_default();
@@ -256,7 +256,7 @@ impl Node {
         let flows = self.relaying.flows.remove(&next).unwrap_or_default();
         for ((origin, destination), at) in flows {
             if now.monotonic.since(at) < RELAYING {
-                self.post(origin, Class::Heartbeat, Letter::Broken { destination });
+                self.post(origin, Class::Heartbeat, Letter::Broken { destination, next });
             }
         }
     }

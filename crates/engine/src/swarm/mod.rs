@@ -202,17 +202,16 @@ impl Swarm {
         self.links.answered(now, node, rtt);
     }
 
-    /// `relay` could not pass a packet on along the path to `destination`. True: that path is in use.
-    pub fn path_broken(&mut self, now: Instant, relay: NodeId, destination: NodeId) -> bool {
-        let path = self.path(destination);
-        let next = path.and_then(|path| {
-            let place = path.iter().position(|node| *node == relay)?;
-            path.get(place + 1).copied()
-        });
-        let Some(next) = next else { return false };
-        self.doubts.insert((relay, next), now + DOUBT);
-        self.has_news = true;
-        true
+    /// A packet to `destination` could not go on over `link`, says the node at its beginning. True: the path in use takes it. What is
+    /// said of a path that was left already says nothing about the next one, though the same relay may be on it.
+    pub fn path_broken(&mut self, now: Instant, link: (NodeId, NodeId), destination: NodeId) -> bool {
+        let path = self.path(destination).unwrap_or_default();
+        let is_in_use = path.windows(2).any(|pair| (pair[0], pair[1]) == link);
+        if is_in_use {
+            self.doubts.insert(link, now + DOUBT);
+            self.has_news = true;
+        }
+        is_in_use
     }
 
     /// A datagram arrived; whoever sent it hears nothing of it. `Err`: it changed nothing.

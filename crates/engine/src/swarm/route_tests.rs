@@ -393,10 +393,13 @@ fn a_relay_that_says_that_it_cannot_is_left() {
     world.until(600, |world| world.works(node(1), node(2)));
     let relay = node(world.path(1, 2).unwrap()[1]);
     let now = world.now;
-    assert!(world.swarm(node(1)).path_broken(now, relay, node(2)));
+    let other = if relay == node(3) { node(4) } else { node(3) };
+    assert!(!world.swarm(node(1)).path_broken(now, (relay, other), node(2)), "of a path that was left before");
+    assert!(world.swarm(node(1)).reroute(now).is_empty());
+    assert!(world.swarm(node(1)).path_broken(now, (relay, node(2)), node(2)));
     let changed = world.swarm(node(1)).reroute(now);
     assert!(matches!(&changed[..], [(_, Some(path))] if path[1] != relay), "{changed:?}");
-    assert!(!world.swarm(node(1)).path_broken(now, relay, node(2)), "that path is not in use");
+    assert!(!world.swarm(node(1)).path_broken(now, (relay, node(2)), node(2)), "that path is not in use");
 }
 
 /// Nodes 1 to 5 have 1,024 sets of links. Each is cut out of a healthy cluster; whoever is still connected must be reached.
