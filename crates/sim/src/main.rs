@@ -119,6 +119,7 @@ struct Score {
     refused_logs: u64,
     replays: u64,
     faults: BTreeMap<Fault, u64>,
+    margins: BTreeMap<&'static str, u64>,
     virtual_seconds: f64,
     /// Processor time of all runs that count for the speed.
     busy: Duration,
@@ -134,6 +135,10 @@ impl Score {
         self.replays += outcome.replays;
         for (fault, count) in &outcome.faults {
             *self.faults.entry(*fault).or_default() += count;
+        }
+        for (judge, longest) in &outcome.margins {
+            let of_all = self.margins.entry(judge).or_default();
+            *of_all = (*longest).max(*of_all);
         }
         self.virtual_seconds += outcome.seconds;
     }
@@ -151,6 +156,15 @@ impl Score {
         let kinds: Vec<String> =
             self.faults.iter().map(|(fault, count)| format!("{} {count}", fault.text())).collect();
         println!("{faults} faults: {}", kinds.join(", "));
+        let longest = |judge: &str| self.margins.get(judge).copied().unwrap_or(0);
+        let ms = |judge| longest(judge) / 1_000_000;
+        println!(
+            "wrong without an excuse at most: paths {} ms, pictures of links {} ms, living nodes called dead {} ms; unexplained changes of a path in a minute: {}",
+            ms("paths"),
+            ms("pictures"),
+            ms("deaths"),
+            longest("changes")
+        );
         println!(
             "{:.0} virtual seconds in {:.1} s of one core ({:.1} s of time): {:.0} x real time per core",
             self.virtual_seconds,

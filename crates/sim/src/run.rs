@@ -42,6 +42,8 @@ pub struct Outcome {
     pub refused_logs: u64,
     /// Rebuilt nodes that were compared with the living one.
     pub replays: u64,
+    /// How close each judge of routes came to its bound: nanoseconds in which something was wrong; of changes, how many.
+    pub margins: BTreeMap<&'static str, u64>,
     /// Virtual seconds.
     pub seconds: f64,
     /// Equal for equal runs.
@@ -73,6 +75,7 @@ pub fn run(plan: Plan, trace_everything: bool) -> Outcome {
         torn: swarm.torn,
         refused_logs: swarm.refused_logs,
         replays: swarm.replays,
+        margins: swarm.margins().clone(),
         seconds: swarm.at as f64 / SECOND as f64,
         trace_hash: swarm.trace.hash(),
         steps: swarm.trace.steps(),

@@ -272,6 +272,11 @@ impl Node {
         &self.shards
     }
 
+    /// What it believes of the other nodes, to be looked at.
+    pub fn swarm(&self) -> &Swarm {
+        &self.swarm
+    }
+
     /// Whether `connection` has proven that it knows the access token.
     pub fn is_authenticated(&self, connection: ConnectionId) -> bool {
         self.connections.get(&connection).is_some_and(Connection::is_ready)

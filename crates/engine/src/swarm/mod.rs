@@ -350,6 +350,11 @@ impl Swarm {
         self.choices.get(&node).and_then(|choice| choice.path.as_deref())
     }
 
+    /// Which life of its disk `node` is known by. `None`: it is a stranger.
+    pub fn knows(&self, node: NodeId) -> Option<u64> {
+        self.known.get(&node).map(|known| known.incarnation)
+    }
+
     /// What a node said of itself last.
     pub fn report(&self, node: NodeId) -> Option<&Report> {
         self.gossip.report(node)

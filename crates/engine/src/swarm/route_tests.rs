@@ -394,7 +394,10 @@ fn a_relay_that_says_that_it_cannot_is_left() {
     let relay = node(world.path(1, 2).unwrap()[1]);
     let now = world.now;
     let other = if relay == node(3) { node(4) } else { node(3) };
-    assert!(!world.swarm(node(1)).path_broken(now, (relay, other), node(2)), "of a path that was left before");
+    assert!(
+        !world.swarm(node(1)).path_broken(now, (relay, other), node(2)),
+        "of a path that was left before"
+    );
     assert!(world.swarm(node(1)).reroute(now).is_empty());
     assert!(world.swarm(node(1)).path_broken(now, (relay, node(2)), node(2)));
     let changed = world.swarm(node(1)).reroute(now);

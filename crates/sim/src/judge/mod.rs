@@ -1,14 +1,20 @@
 //! What must be true of every history after healing and a full drain. One judge, one file, one promise.
 //!
-//! More judges watch while a run goes on, in `swarm/watch.rs`: `nonces`, `leaders`, `replicas`, `replay`.
+//! More judges watch while a run goes on: `nonces`, `leaders`, `replicas`, `replay` in `swarm/watch.rs`, and by way of
+//! `swarm/lookout.rs` those of routes and of the living, which look at `look` and not at a history.
 
+pub(crate) mod changes;
+pub(crate) mod deaths;
 mod duplicates;
 mod fates;
 mod invention;
 mod letters;
+pub(crate) mod look;
 mod loss;
 mod offsets;
 mod order;
+pub(crate) mod paths;
+pub(crate) mod pictures;
 mod settlements;
 
 use std::collections::BTreeMap;

@@ -236,11 +236,16 @@ impl Swarm {
         let mut effects = Effects::default();
         node.flush(now, &mut effects);
         self.watch(host, &node, &effects.touched);
+        let buries = self.buries(host, &node);
         let wake = node.next_wake().map(virtual_time);
         let state = &mut self.hosts[host];
         state.node = Some(node);
         // Nothing arrives during a turn: the inbox keeps its room.
         state.inbox = arrivals;
+        if buries {
+            self.look_out();
+        }
+        let state = &mut self.hosts[host];
         let decided = Decided { effects, at: self.at, since, wake };
         let takes = state.pace.at(self.at);
         if takes == 0 {

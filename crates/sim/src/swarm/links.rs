@@ -15,7 +15,10 @@ use super::{
     host::{Arrival, node_id},
     network::Slowness,
 };
-use crate::clock::{MILLISECOND, SECOND};
+use crate::{
+    clock::{MILLISECOND, SECOND},
+    judge::paths,
+};
 
 /// Classes of packets.
 const CLASSES: usize = Class::ALL.len();
@@ -70,6 +73,23 @@ fn end(pair: Pair, host: usize) -> usize {
 }
 
 impl Link {
+    /// What changes when something happens to it.
+    pub(super) fn marks(&self) -> (u64, [bool; 2], u64, [u64; 2], [u64; 2]) {
+        let Self { session, up, cut_until, ways: [there, back], .. } = self;
+        let holes = [there.hole_until, back.hole_until];
+        (*session, *up, *cut_until, holes, [there.slow.until, back.slow.until])
+    }
+
+    /// Until when something is in the way of what the two ends send each other: a fault, or packets that arrive more than `usual`
+    /// later.
+    pub(super) fn disturbed_until(&self, usual: u64) -> u64 {
+        let way = |way: &Way| {
+            let last_at = way.last_at.iter().max().copied().unwrap_or(0);
+            way.hole_until.max(way.slow.until + way.slow.by).max(last_at.saturating_sub(usual))
+        };
+        self.ways.iter().map(way).max().unwrap_or(0).max(self.cut_until)
+    }
+
     fn is_hole(&self, at: u64) -> bool {
         self.ways.iter().any(|way| way.hole_until > at)
     }
@@ -192,6 +212,9 @@ impl Swarm {
     pub(super) fn send_packet(&mut self, host: usize, to: NodeId, packet: Packet, since: u64) {
         let other = usize::from(to.0).wrapping_sub(1);
         self.trace.bytes(self.at, "packet", (host as u64) << 8 | u64::from(to.0), &packet.body);
+        if let Some(what) = paths::packet(self.hosts.len(), node_id(host), to, &packet) {
+            self.history.violation("paths", what);
+        }
         let latency = self.latency();
         let back = self.scheduling.below(SECOND);
         let pair = pair(host, other);

@@ -1,7 +1,7 @@
 //! A cluster of nodes with their disks, its clients and everything between them, in one thread and in virtual time.
 //!
 //! The queue of events is the only thing that moves time. `host` runs a node, `life` ends and starts its process, `network`
-//! carries bytes of clients, `links` packets between nodes, `apps` is what programs do with the client's sessions, `faults` breaks things, `watch` judges
+//! carries bytes of clients, `links` packets between nodes, `apps` is what programs do with the client's sessions, `faults` breaks things, `watch` and `lookout` judge
 //! while all that goes on.
 
 mod apps;
@@ -9,6 +9,7 @@ mod faults;
 mod host;
 mod life;
 mod links;
+mod lookout;
 pub mod mask;
 mod network;
 mod queue;
@@ -30,6 +31,7 @@ use swarmmq_seal::{ClientKeyring, Opener};
 use self::{
     host::{Arrival, Decided, Host},
     links::{Link, Pair},
+    lookout::Lookout,
     mask::Mask,
     network::Connection,
     queue::Queue,
@@ -238,6 +240,7 @@ pub struct Swarm {
     phase: Phase,
     hosts: Vec<Host>,
     digests: BTreeMap<(ShardId, u64), ([u8; 32], usize)>,
+    lookout: Lookout,
     links: BTreeMap<Pair, Link>,
     next_session: u64,
     /// Disks lost so far.
@@ -285,6 +288,7 @@ impl Swarm {
             phase: Phase::Setup,
             hosts,
             digests: BTreeMap::new(),
+            lookout: Lookout::default(),
             links: BTreeMap::new(),
             next_session: 0,
             wiped: 0,
@@ -341,6 +345,11 @@ impl Swarm {
             }
             self.happen(event);
         }
+    }
+
+    /// How close each judge of routes came to its bound: the longest that something was wrong, in nanoseconds; of changes, how many.
+    pub fn margins(&self) -> &BTreeMap<&'static str, u64> {
+        &self.lookout.longest
     }
 
     fn push(&mut self, at: u64, event: Event) {
@@ -417,6 +426,7 @@ impl Swarm {
 
     /// Whether the phase is over; if so, begins the next.
     fn look(&mut self) {
+        self.look_out();
         match self.phase {
             Phase::Setup => {
                 let created = matches!(&self.clients[0].role, Role::Operator(operator) if operator.is_done());
