@@ -21,6 +21,8 @@ pub mod report;
 #[cfg(test)]
 mod gossip_tests;
 #[cfg(test)]
+mod liar_tests;
+#[cfg(test)]
 mod route_tests;
 #[cfg(test)]
 mod statistics_tests;
