@@ -193,9 +193,9 @@ pub fn hunting(bug: Bug, seed: u64) -> Plan {
                 5,
                 seed,
                 &[
-                    (Fault::PartitionLeader, 5 * SECOND),
-                    (Fault::CrashLeader, 2 * SECOND),
-                    (Fault::FullDisk, 3 * SECOND / 2),
+                    (Fault::PartitionLeader, 4 * SECOND),
+                    (Fault::CrashLeader, 3 * SECOND / 2),
+                    (Fault::FullDisk, SECOND / 2),
                 ],
             );
             plan.direct = 0;
