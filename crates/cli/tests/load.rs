@@ -50,7 +50,8 @@ fn every_order_is_measured_and_checked_and_leaves_no_address_behind() {
     for order in ["total", "key", "none"] {
         let words =
             ["bench", "e2e", "--producers", "2", "--consumers", "2", "--rate", "1000", "--size", "256"];
-        let more = ["--duration", "1.2", "--order", order, "--in-flight", "64", "--json"];
+        let more =
+            ["--duration", "1.2", "--order", order, "--in-flight", "64", "--json", "--samples", "times"];
         let output = dev.run(&[&words[..], &more].concat());
         ok(&output);
         assert_eq!(lines(&output).len(), 1, "progress goes to standard error");
@@ -58,6 +59,9 @@ fn every_order_is_measured_and_checked_and_leaves_no_address_behind() {
         let report = last(&output);
         has_every_field(&report);
         assert_eq!(report["published"], json!(1200), "the rate is the total over producers");
+        let times = std::fs::read_to_string(dev.path("times")).unwrap();
+        let numbers = |line: &str| line.split(' ').filter(|word| word.parse::<u64>().is_ok()).count();
+        assert_eq!(times.lines().filter(|line| numbers(line) == 3).count(), 1200, "all came: {times}");
     }
     assert_eq!(last(&dev.run(&["address", "ls", "--json"])), json!({"addresses": []}));
 }

@@ -46,6 +46,8 @@ pub(super) struct Delivered {
     pub(super) out_of_order: u64,
     pub(super) strangers: u64,
     pub(super) latency: Latency,
+    /// If wanted: when each message came first, in nanoseconds since the start, by producer and sequence.
+    pub(super) times: BTreeMap<(u16, u32), u64>,
     pub(super) last_ns: u64,
     gaps: BTreeMap<ShardId, Gap>,
     unsettled: u64,
@@ -71,6 +73,7 @@ impl Delivered {
             out_of_order: 0,
             strangers: 0,
             latency: Latency::new(),
+            times: BTreeMap::new(),
             last_ns: 0,
             gaps: BTreeMap::new(),
             unsettled: 0,
@@ -107,6 +110,9 @@ impl Delivered {
         self.last_ns = now;
         if self.seen[usize::from(stamp.producer)].insert(stamp.sequence) {
             self.latency.record_ns(now.saturating_sub(stamp.scheduled));
+            if plan.samples {
+                self.times.insert((stamp.producer, stamp.sequence), now);
+            }
             let missing = self.missing.as_mut();
             if let Some(missing) =
                 missing.filter(|m| m.acknowledged[usize::from(stamp.producer)].contains(stamp.sequence))
@@ -376,6 +382,7 @@ mod tests {
         story.take(0, 2, 1);
         story.take(1, 0, 1);
         assert_eq!(story.verdict(), (3, 0, 0));
+        assert_eq!(story.delivered.times.len(), 3);
         story.take(0, 1, 2);
         assert_eq!(story.verdict(), (4, 0, 0), "a retry may be overtaken");
         story.take(0, 2, 2);

@@ -9,8 +9,10 @@ mod consume;
 mod plan;
 mod publish;
 pub(crate) mod routing;
+mod samples;
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -65,6 +67,10 @@ pub(crate) struct E2eArgs {
     /// Use this address instead of a fresh one
     #[arg(long)]
     address: Option<String>,
+    /// Write a line per message to this file: when it was due (microseconds since 1970), microseconds from then until it
+    /// was acknowledged and until it was delivered; `-` if it never was
+    #[arg(long, value_name = "FILE")]
+    samples: Option<PathBuf>,
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -167,7 +173,15 @@ impl Report {
 /// The command.
 pub(crate) fn run(args: &E2eArgs, target: &Target, as_json: bool) -> Outcomes<u8> {
     let plan = Arc::new(plan_of(args)?);
-    let Run { report, interrupted, .. } = carry_out(&plan, target)?;
+    let Run { report, published, delivered, interrupted } = carry_out(&plan, target)?;
+    if let Some(file) = &args.samples {
+        samples::write(file, &plan, &published, &delivered).map_err(|error| {
+            Failure::local(
+                format!("{}: {error}", file.display()),
+                "--samples names a file that can be written",
+            )
+        })?;
+    }
     if as_json {
         print(&report);
     } else {
@@ -180,6 +194,7 @@ pub(crate) fn run(args: &E2eArgs, target: &Target, as_json: bool) -> Outcomes<u8
 struct Run {
     report: Report,
     published: Published,
+    delivered: Delivered,
     interrupted: bool,
 }
 
@@ -223,7 +238,7 @@ fn carry_out(plan: &Arc<Plan>, target: &Target) -> Outcomes<Run> {
     }
     let cpu = cpu_time().saturating_sub(cpu_before);
     let report = Report::new(&published, &delivered, plan.now() as f64 / 1e9, cpu);
-    Ok(Run { report, published, interrupted: shared.interrupted.load(Ordering::Relaxed) })
+    Ok(Run { report, published, delivered, interrupted: shared.interrupted.load(Ordering::Relaxed) })
 }
 
 fn plan_of(args: &E2eArgs) -> Outcomes<Plan> {
@@ -251,6 +266,7 @@ fn plan_of(args: &E2eArgs) -> Outcomes<Plan> {
         in_flight: args.in_flight as usize,
         deadline: None,
         policies: Vec::new(),
+        samples: args.samples.is_some(),
         started: std::sync::OnceLock::new(),
     })
 }

@@ -39,6 +39,8 @@ pub(super) struct Plan {
     pub(super) deadline: Option<Duration>,
     /// Producers take them in turn; none: as the cluster says.
     pub(super) policies: Vec<Policy>,
+    /// Whether the times of each message are kept, to be written to a file.
+    pub(super) samples: bool,
     pub(super) started: OnceLock<Instant>,
 }
 
@@ -135,6 +137,7 @@ pub(super) fn example(order: Order) -> Plan {
         duration: Duration::from_secs(1),
         deadline: None,
         policies: Vec::new(),
+        samples: true,
         in_flight: 16,
         started: OnceLock::new(),
     }

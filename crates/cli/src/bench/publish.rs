@@ -82,6 +82,15 @@ impl Published {
         of
     }
 
+    /// If they were kept, the times of all messages: producer, sequence, when it was due and when it was acknowledged.
+    pub(super) fn times(&self) -> impl Iterator<Item = (u16, u32, u64, Option<u64>)> {
+        (0..).zip(&self.producers).flat_map(|(producer, one)| {
+            one.times
+                .iter()
+                .map(move |(sequence, (due, acknowledged))| (producer, *sequence, *due, *acknowledged))
+        })
+    }
+
     pub(super) fn acknowledged_by_producer(&self) -> Vec<Bitmap> {
         self.producers.iter().map(|one| one.acknowledged.clone()).collect()
     }
@@ -108,6 +117,8 @@ struct One {
     failed: u64,
     first_error: Option<Error>,
     latency: Latency,
+    /// If wanted: when each message was due and when it was acknowledged, in nanoseconds since the start, by sequence.
+    times: BTreeMap<u32, (u64, Option<u64>)>,
     gaps: BTreeMap<ShardId, Gap>,
     /// Of messages whose answer never came, in whichever shard.
     unanswered: Gap,
@@ -148,6 +159,7 @@ pub(super) async fn run(plan: Arc<Plan>, options: Options, shared: Arc<Shared>) 
                 failed: 0,
                 first_error: None,
                 latency: Latency::new(),
+                times: BTreeMap::new(),
                 gaps: BTreeMap::new(),
                 unanswered: Gap::default(),
                 last_ack_ns: 0,
@@ -281,6 +293,9 @@ impl One {
         shared: &Shared,
         plan: &Plan,
     ) {
+        if plan.samples {
+            self.times.insert(sent.sequence, (sent.scheduled, result.is_ok().then_some(now)));
+        }
         match result {
             Ok(receipt) => {
                 self.acknowledged.insert(sent.sequence);

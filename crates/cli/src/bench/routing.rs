@@ -57,7 +57,7 @@ struct Comparison {
 /// The command.
 pub(crate) fn run(args: &RoutingArgs, target: &Target, as_json: bool) -> Outcomes<u8> {
     let plan = Arc::new(plan_of(args)?);
-    let Run { report, published, interrupted } = carry_out(&plan, target)?;
+    let Run { report, published, interrupted, .. } = carry_out(&plan, target)?;
     let code = match report.exit_code(interrupted) {
         // Being late is what is measured, not a failure.
         1 if report.lost + report.duplicated == 0 => 0,
@@ -131,6 +131,7 @@ fn plan_of(args: &RoutingArgs) -> Outcomes<Plan> {
         in_flight: (each as usize).clamp(256, 65_536),
         deadline: Some(args.within),
         policies: args.policies.clone(),
+        samples: false,
         started: std::sync::OnceLock::new(),
     })
 }
