@@ -3,10 +3,13 @@
 //! Two processes: the outer one makes the network and sees to it that everything is removed, however this ends; the
 //! inner one works beside the bridge, from where it reaches all nodes whatever is cut between them.
 
+mod compare;
 mod delay;
 mod fault;
 mod net;
 mod nodes;
+mod plot;
+mod samples;
 mod verdict;
 
 use std::{
@@ -16,6 +19,7 @@ use std::{
 };
 
 use self::{
+    compare::CASES,
     fault::{A, B, FAULTS, Fault},
     net::{Cleaner, Network, call},
     nodes::Nodes,
@@ -25,11 +29,16 @@ use crate::bars;
 
 pub(crate) const USAGE: &str = "\
 usage: cargo x lab [--fault NAME] [--seconds S] [--json] [--program FILE]
+       cargo x lab --compare [POLICY,POLICY] [--rounds N] [--plot FILE] [--fault CASE] [...]
 
   --fault NAME    only this one: control, cut, cut-one-way, loss10, loss30, delay, slow-cpu, isolated, freeze, slow-fsync
   --seconds S     how long each load lasts, at least 8; the fault comes after a quarter and stays for half of it (20)
   --json          one object per fault and line, the totals last
   --program FILE  run this swarmmq instead of building one
+  --compare       each case once with each policy (static-hash,least-cost), side by side; --fault selects one of
+                  control, slow-link, lossy-link, cut, slow-node, frozen, slow-disk
+  --rounds N      so often, and the median of each figure (1)
+  --plot FILE     a picture of the 99th percentiles (SVG)
 
 Needs root, ip (iproute2), nft (nftables) and nsenter (util-linux); `delay` needs VXLAN, `slow-cpu` control groups of
 version 1, `slow-fsync` strace. What lacks what it needs says SKIPPED. Removes everything that it makes.
@@ -53,6 +62,10 @@ struct Arguments {
     seconds: u64,
     json: bool,
     program: Option<PathBuf>,
+    /// Policies to compare; none: faults are judged.
+    compare: Vec<String>,
+    rounds: usize,
+    plot: Option<PathBuf>,
     /// Name of the network that was made for this process.
     inside: Option<String>,
     /// Where this process may write.
@@ -61,15 +74,34 @@ struct Arguments {
 
 impl Arguments {
     fn parse(words: &[&str]) -> Result<Self, String> {
-        let mut arguments =
-            Self { fault: None, seconds: SECONDS, json: false, program: None, inside: None, place: None };
-        let mut words = words.iter();
+        let mut arguments = Self {
+            fault: None,
+            seconds: SECONDS,
+            json: false,
+            program: None,
+            compare: Vec::new(),
+            rounds: 1,
+            plot: None,
+            inside: None,
+            place: None,
+        };
+        let mut words = words.iter().peekable();
         while let Some(word) = words.next() {
+            if *word == "--compare" {
+                let given = words.next_if(|word| !word.starts_with('-'));
+                arguments.compare = compare::policies(given.unwrap_or(&compare::POLICIES))?;
+                continue;
+            }
             let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
             match *word {
                 "--json" => arguments.json = true,
                 "--program" => arguments.program = Some(value()?.into()),
                 INSIDE => arguments.inside = Some((*value()?).to_owned()),
+                "--plot" => arguments.plot = Some(value()?.into()),
+                "--rounds" => {
+                    let rounds = value()?.parse().ok().filter(|rounds| *rounds >= 1);
+                    arguments.rounds = rounds.ok_or_else(|| format!("{word}: a number, at least 1"))?;
+                }
                 "--place" => arguments.place = Some(value()?.into()),
                 "--seconds" => {
                     let seconds = value()?.parse().ok().filter(|seconds| *seconds >= SECONDS_MIN);
@@ -77,20 +109,25 @@ impl Arguments {
                         seconds.ok_or_else(|| format!("{word}: a number, at least {SECONDS_MIN}"))?;
                 }
                 "--fault" => {
-                    let name = *value()?;
-                    if !FAULTS.iter().any(|fault| fault.name == name) {
-                        return Err(format!("no fault `{name}`"));
-                    }
-                    arguments.fault = Some(name.to_owned());
+                    arguments.fault = Some((*value()?).to_owned());
                 }
                 other => return Err(format!("no option `{other}`")),
             }
+        }
+        if let Some(name) = &arguments.fault
+            && arguments.wanted().next().is_none()
+        {
+            return Err(format!("no fault `{name}`"));
+        }
+        if arguments.compare.is_empty() && (arguments.plot.is_some() || arguments.rounds > 1) {
+            return Err("--plot and --rounds belong to --compare".to_owned());
         }
         Ok(arguments)
     }
 
     fn wanted(&self) -> impl Iterator<Item = &'static Fault> {
-        FAULTS.iter().filter(|fault| self.fault.as_deref().is_none_or(|name| name == fault.name))
+        let all = if self.compare.is_empty() { FAULTS } else { CASES };
+        all.iter().filter(|fault| self.fault.as_deref().is_none_or(|name| name == fault.name))
     }
 }
 
@@ -106,7 +143,8 @@ pub(crate) fn run(words: &[&str]) -> ExitCode {
     };
     let result = match (&arguments.inside, &arguments.place, &arguments.program) {
         (Some(name), Some(place), Some(program)) => {
-            Ok(Lab { network: Network::named(name), place, program }.run(&arguments))
+            let lab = Lab { network: Network::named(name), place, program };
+            if arguments.compare.is_empty() { Ok(lab.run(&arguments)) } else { lab.compare(&arguments) }
         }
         _ => outside(&arguments, words),
     };
@@ -237,7 +275,7 @@ impl Lab<'_> {
         let before = nodes.look()?;
         let mut loads = Vec::new();
         for node in [A, B] {
-            loads.push(nodes.load(node, RATE / 2, seconds)?);
+            loads.push(nodes.load(node, RATE / 2, seconds, "key", &[])?);
         }
         for load in &mut loads {
             load.wait_for(|line| line.contains("acknowledged (+"))?;
@@ -280,7 +318,23 @@ mod tests {
         assert_eq!((arguments.fault.as_deref(), arguments.seconds, arguments.json), (Some("cut"), 12, true));
         assert_eq!(arguments.wanted().map(|fault| fault.name).collect::<Vec<_>>(), ["cut"]);
         assert_eq!(Arguments::parse(&[]).unwrap().wanted().count(), FAULTS.len());
-        for bad in [&["--fault"][..], &["--fault", "rain"], &["--seconds", "7"], &["cut"]] {
+        let compare = Arguments::parse(&["--compare", "--fault", "slow-link", "--rounds", "3"]).unwrap();
+        assert_eq!((compare.compare.len(), compare.rounds), (2, 3));
+        assert_eq!(compare.wanted().count(), 1);
+        let named = Arguments::parse(&["--compare", "round-robin,p2c-ewma", "--plot", "a.svg"]).unwrap();
+        assert_eq!(named.compare, ["round-robin", "p2c-ewma"]);
+        assert_eq!(named.wanted().count(), CASES.len());
+        let bad: [&[&str]; 8] = [
+            &["--fault"],
+            &["--fault", "rain"],
+            &["--fault", "slow-link"],
+            &["--seconds", "7"],
+            &["--rounds", "2"],
+            &["--compare", "least-cost"],
+            &["--compare", "least-cost,best"],
+            &["cut"],
+        ];
+        for bad in bad {
             assert!(Arguments::parse(bad).is_err(), "{bad:?}");
         }
     }
@@ -288,7 +342,7 @@ mod tests {
     #[test]
     fn every_fault_is_in_the_usage_and_on_the_page() {
         let page = std::fs::read_to_string(root().join("docs/design/lab.md")).expect("the page is there");
-        for fault in FAULTS {
+        for fault in FAULTS.iter().chain(CASES) {
             assert!(USAGE.contains(fault.name), "{} is not in the usage", fault.name);
             assert!(page.contains(&format!("| `{}` |", fault.name)), "{} has no row on the page", fault.name);
         }

@@ -4,6 +4,8 @@ use std::{
     fs,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError, Sender},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -17,14 +19,13 @@ use super::{
 pub(super) const A: u16 = 1;
 pub(super) const B: u16 = 2;
 
-/// How much longer packets take in each direction.
-const DELAY: Duration = Duration::from_millis(20);
 /// How long a process is stopped.
 const FREEZE: Duration = Duration::from_secs(2);
+/// A node that answers in about two seconds: how long it is stopped, and how long it works in between.
+const STOPPED: Duration = Duration::from_millis(1900);
+const WORKING: Duration = Duration::from_millis(100);
 /// Processor time of a slow node in every tenth of a second, in microseconds: 5 % of one processor.
 const QUOTA_US: &str = "5000";
-/// How much longer a sync takes, in microseconds.
-const SYNC_DELAY_US: u32 = 150_000;
 
 /// Time for strace to get hold of a thread.
 const ATTACHING: Duration = Duration::from_secs(5);
@@ -50,12 +51,26 @@ pub(super) enum Kind {
     Nothing,
     Cut,
     CutOneWay,
-    Loss { percent: u32 },
-    Delay,
+    Loss {
+        percent: u32,
+    },
+    /// Of packets between A and B, in each direction.
+    LossyLink {
+        percent: u32,
+    },
+    /// Of packets between A and B, in each direction.
+    Delay {
+        ms: u64,
+    },
     SlowCpu,
     Isolated,
     Freeze,
-    SlowSync,
+    /// Stopped again and again.
+    Stutter,
+    /// How much longer each sync takes.
+    SlowSync {
+        ms: u64,
+    },
 }
 
 /// All of them, in the order in which they are told.
@@ -66,7 +81,7 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("cut-one-way", "B does not hear A, A hears B", Kind::CutOneWay, Some(2000.0), Some(2000.0)),
     fault("loss10", "every link loses 10 % in each direction", Kind::Loss { percent: 10 }, None, None),
     fault("loss30", "every link loses 30 % in each direction", Kind::Loss { percent: 30 }, None, None),
-    fault("delay", "20 ms more in each direction between A and B", Kind::Delay, None, None),
+    fault("delay", "20 ms more in each direction between A and B", Kind::Delay { ms: 20 }, None, None),
     fault("slow-cpu", "one node without clients has 5 % of a processor", Kind::SlowCpu, None, None),
     fault("isolated", "one node without clients cut from all others", Kind::Isolated, Some(2000.0), None),
     // The page of figures: SIGSTOP of a leader for 2 s.
@@ -74,13 +89,13 @@ pub(super) const FAULTS: &[Fault] = &[
     fault(
         "slow-fsync",
         "every sync of one node without clients takes 150 ms more",
-        Kind::SlowSync,
+        Kind::SlowSync { ms: 150 },
         None,
         None,
     ),
 ];
 
-const fn fault(
+pub(super) const fn fault(
     name: &'static str,
     what: &'static str,
     kind: Kind,
@@ -98,6 +113,7 @@ pub(super) enum Present {
     Long(LongWay),
     Slow,
     Stopped,
+    Stuttering(Stutter),
     Traced(Child),
 }
 
@@ -110,7 +126,7 @@ impl Kind {
     /// What this machine lacks for it.
     pub(super) fn lacks(self, network: &Network) -> Option<String> {
         match self {
-            Self::Delay => {
+            Self::Delay { .. } => {
                 let words = ["link", "add", "trial", "type", "vxlan", "id", "1", "dstport", "4790"];
                 let made =
                     network.ip_on(A, &words).and_then(|()| network.ip_on(A, &["link", "del", "trial"]));
@@ -124,7 +140,7 @@ impl Kind {
                     format!("control groups, version 1, with `cpu`: {}: {error}", group.display())
                 })
             }
-            Self::SlowSync => {
+            Self::SlowSync { .. } => {
                 let works = call(Command::new("strace").args(["-f", "-o", "/dev/null", "true"]));
                 works.err().map(|error| format!("strace and the right to use it: {error}"))
             }
@@ -147,7 +163,13 @@ impl Kind {
                 (1..=MACHINES)
                     .try_for_each(|machine| network.drop_on(machine, &[Drop::Random { percent }]))?;
             }
-            Self::Delay => return LongWay::make(network, [A, B], DELAY).map(Present::Long),
+            Self::LossyLink { percent } => {
+                network.drop_on(A, &[Drop::RandomFrom { machine: B, percent }])?;
+                network.drop_on(B, &[Drop::RandomFrom { machine: A, percent }])?;
+            }
+            Self::Delay { ms } => {
+                return LongWay::make(network, [A, B], Duration::from_millis(ms)).map(Present::Long);
+            }
             Self::SlowCpu => {
                 write(&network.slow_group().join("cpu.cfs_quota_us"), QUOTA_US)?;
                 write(&network.slow_group().join("cgroup.procs"), &nodes.pid(victim).to_string())?;
@@ -163,7 +185,8 @@ impl Kind {
                 signal("STOP", nodes.pid(victim))?;
                 return Ok(Present::Stopped);
             }
-            Self::SlowSync => return trace(nodes.pid(victim)).map(Present::Traced),
+            Self::Stutter => return Ok(Present::Stuttering(Stutter::begin(nodes.pid(victim)))),
+            Self::SlowSync { ms } => return trace(nodes.pid(victim), ms).map(Present::Traced),
         }
         Ok(Present::Net)
     }
@@ -189,6 +212,7 @@ impl Present {
                 )
             }
             Self::Stopped => signal("CONT", nodes.pid(victim)),
+            Self::Stuttering(stutter) => had_effect(stutter.end()?, "signal stopped the node"),
             Self::Traced(mut tracer) => {
                 signal("TERM", tracer.id())?;
                 tracer.wait().map(drop).map_err(|error| format!("strace: {error}"))
@@ -219,10 +243,43 @@ fn signal(name: &str, process: u32) -> Result<(), String> {
     call(Command::new("sh").args(["-c", &line])).map(drop)
 }
 
+/// Somebody who stops a process, lets it work for a moment, and stops it again, until this goes.
+pub(super) struct Stutter {
+    /// Nothing is ever sent; its end ends the waiting.
+    go: Sender<()>,
+    thread: JoinHandle<Result<u64, String>>,
+}
+
+impl Stutter {
+    fn begin(process: u32) -> Self {
+        let (go, gone) = mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            for times in 1.. {
+                signal("STOP", process)?;
+                let ended = gone.recv_timeout(STOPPED);
+                signal("CONT", process)?;
+                if ended != Err(RecvTimeoutError::Timeout)
+                    || gone.recv_timeout(WORKING) != Err(RecvTimeoutError::Timeout)
+                {
+                    return Ok(times);
+                }
+            }
+            unreachable!("there is always a next number")
+        });
+        Self { go, thread }
+    }
+
+    /// Lets it work again. How often it was stopped.
+    fn end(self) -> Result<u64, String> {
+        drop(self.go);
+        self.thread.join().map_err(|_| "whoever stopped the node broke down".to_owned())?
+    }
+}
+
 /// Slows the syncs of a node down. Only the thread that syncs is traced: the others would pay for every call.
-fn trace(process: u32) -> Result<Child, String> {
+fn trace(process: u32, ms: u64) -> Result<Child, String> {
     let disk = thread_of(process, "disk")?;
-    let inject = format!("inject=fdatasync:delay_enter={SYNC_DELAY_US}");
+    let inject = format!("inject=fdatasync:delay_enter={}", ms * 1000);
     let mut command = Command::new("strace");
     command.args(["-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", &inject, "-p", &disk.to_string()]);
     let tracer = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
@@ -270,6 +327,20 @@ mod tests {
         assert!(thread_of(own, "lab-missing").unwrap_err().contains("lab-missing"));
         drop(end);
         thread.unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn a_process_that_stutters_works_on_afterwards() {
+        let mut process = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let stutter = Stutter::begin(process.id());
+        let state = format!("/proc/{}/stat", process.id());
+        let began = Instant::now();
+        while !read(Path::new(&state)).unwrap().contains(" T ") {
+            assert!(began.elapsed() < ATTACHING, "it is never stopped");
+        }
+        assert_eq!(stutter.end(), Ok(1));
+        drop(process.stdin.take());
+        assert!(process.wait().unwrap().success(), "it reads its end");
     }
 
     #[test]

@@ -166,6 +166,8 @@ pub(super) enum Drop {
     From(u16),
     /// Packets from all other machines, by chance.
     Random { percent: u32 },
+    /// Packets from one other machine, by chance.
+    RandomFrom { machine: u16, percent: u32 },
 }
 
 /// What a machine is told. The table is made before it is removed, so that removing it cannot fail.
@@ -183,6 +185,10 @@ fn ruleset(drops: &[Drop]) -> String {
                         address(*machine)
                     ));
                 }
+                Drop::RandomFrom { machine, percent } => text.push_str(&format!(
+                    "  iifname \"eth0\" ip saddr {} numgen random mod 100 < {percent} counter drop\n",
+                    address(*machine)
+                )),
                 Drop::Random { percent } => text.push_str(&format!(
                     "  iifname \"eth0\" ip saddr {}-{} numgen random mod 100 < {percent} counter drop\n",
                     address(1),
@@ -304,6 +310,8 @@ mod tests {
         assert_eq!(ruleset(&[]), "table inet lab\ndelete table inet lab\n");
         let rules = ruleset(&[Drop::From(3), Drop::Random { percent: 30 }]);
         assert!(rules.starts_with(&ruleset(&[])), "{rules}");
+        let one = ruleset(&[Drop::RandomFrom { machine: 2, percent: 30 }]);
+        assert!(one.contains("ip saddr 127.77.0.2 numgen random mod 100 < 30 counter drop\n"), "{one}");
         assert!(rules.contains("iifname \"eth0\" ip saddr 127.77.0.3 counter drop\n"), "{rules}");
         assert!(
             rules.contains("ip saddr 127.77.0.1-127.77.0.5 numgen random mod 100 < 30 counter drop"),

@@ -72,6 +72,11 @@ impl<'a> Nodes<'a> {
         Ok(nodes)
     }
 
+    /// Where files of this cluster lie.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     fn folder(&self, node: u16) -> PathBuf {
         self.directory.join(format!("node-{node}"))
     }
@@ -201,12 +206,30 @@ impl<'a> Nodes<'a> {
         get(&at, "/metrics").ok_or_else(|| format!("node {node} shows no metrics"))
     }
 
+    /// Changes a setting of the whole cluster.
+    pub(super) fn set(&self, name: &str, value: &str) -> Result<(), String> {
+        let servers: Vec<String> = (1..=MACHINES).map(client).collect();
+        let mut command = Command::new(self.program);
+        command.args(["settings", "set", &format!("{name}={value}"), "--servers", &servers.join(",")]);
+        call(command.arg("--keyring").arg(self.keyring())).map(drop)
+    }
+
     /// A load on the machine of a node and through that node, for so many seconds.
-    pub(super) fn load(&self, node: u16, rate: u32, seconds: u64) -> Result<Load, String> {
+    ///
+    /// * `order`: `key`, or `none`: any shard may take a message.
+    /// * `more`: further options of `bench e2e`.
+    pub(super) fn load(
+        &self,
+        node: u16,
+        rate: u32,
+        seconds: u64,
+        order: &str,
+        more: &[&str],
+    ) -> Result<Load, String> {
         let mut command = self.network.on(node, self.program);
         command.args(["bench", "e2e", "--producers", "2", "--consumers", "2", "--size", "256"]);
-        command.args(["--order", "key", "--rate", &rate.to_string(), "--duration", &seconds.to_string()]);
-        command.args(["--json", "--servers", &client(node), "--keyring"]).arg(self.keyring());
+        command.args(["--order", order, "--rate", &rate.to_string(), "--duration", &seconds.to_string()]);
+        command.args(more).args(["--json", "--servers", &client(node), "--keyring"]).arg(self.keyring());
         Load::start(command)
     }
 
