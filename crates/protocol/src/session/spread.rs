@@ -26,6 +26,11 @@ const PROBE_FACTOR: u64 = 10;
 /// ...within these bounds, in microseconds.
 const PROBE_US: RangeInclusive<u64> = 100_000..=10_000_000;
 
+/// Of a session's messages one in so many goes to a shard that was left, however many those are: of a hundred not one is slow for it...
+const PROBE_SHARE: u32 = 250;
+/// ...but a session that sends little still learns.
+const PROBE_PAUSE: Duration = Duration::from_secs(10);
+
 /// What of a session waits in one shard.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Waiting {
@@ -74,13 +79,26 @@ pub struct Spread {
     bearable_us: u64,
     turn: u64,
     chance: u64,
+    /// Since the last message to a shard that was left.
+    since_probe: u32,
+    probed_at: Instant,
 }
 
 impl Spread {
     /// Over one shard as yet; `seed` of chance.
     pub fn new(seed: u64) -> Self {
         let (policy, shards) = (Policy::default(), vec![Standing::default()]);
-        Self { policy, shards, at: 0, left: 0, bearable_us: 0, turn: seed >> 1, chance: seed }
+        Self {
+            policy,
+            shards,
+            at: 0,
+            left: 0,
+            bearable_us: 0,
+            turn: seed >> 1,
+            chance: seed,
+            since_probe: PROBE_SHARE,
+            probed_at: Instant(0),
+        }
     }
 
     /// Over so many shards; the first turn is anybody's, so that not all sessions begin alike.
@@ -122,6 +140,7 @@ impl Spread {
             let number = if self.policy == Policy::StaticHash { mix(run) } else { run };
             return ShardId((number % count as u64) as u32);
         }
+        self.since_probe = self.since_probe.saturating_add(1);
         let of = |shard: usize| waiting(ShardId(shard as u32));
         if self.left > 0 && self.cost_us(now, self.at, of(self.at)).is_some_and(|us| us <= self.bearable_us) {
             self.left -= 1;
@@ -142,10 +161,14 @@ impl Spread {
         });
         let is_left = |shard: &usize| costs[*shard].is_some_and(|cost| cost > limit);
         // ...and to such that were left, to hear whether they are better.
+        let may_probe = self.since_probe >= PROBE_SHARE || now.since(self.probed_at) >= PROBE_PAUSE;
         let probe = (1..=count).map(in_turn).find(|shard| {
-            is_left(shard) && waits[*shard].messages == 0 && self.shards[*shard].probe_at <= now
+            may_probe && is_left(shard) && waits[*shard].messages == 0 && self.shards[*shard].probe_at <= now
         });
         if let Some(shard) = fresh.or(probe) {
+            if fresh.is_none() {
+                (self.since_probe, self.probed_at) = (0, now);
+            }
             let cost = costs[shard].unwrap_or(0);
             let pause = (cost * PROBE_FACTOR).clamp(*PROBE_US.start(), *PROBE_US.end());
             self.chance = mix(self.chance.wrapping_add(1));
@@ -298,6 +321,21 @@ mod tests {
         bed.run(3_000);
         bed.run(3_000);
         assert!(bed.sent[3] > 60, "{:?}", bed.sent);
+    }
+
+    #[test]
+    fn of_a_hundred_messages_not_one_is_slow_for_shards_that_were_left() {
+        for policy in [Policy::LeastCost, Policy::P2cEwma] {
+            let mut bed = Bed::new(policy);
+            bed.run(2_000);
+            for shard in [2, 7, 12] {
+                bed.answers_us[shard] = 30_000;
+            }
+            bed.run(2_000);
+            bed.run(20_000);
+            let slow: u32 = [2, 7, 12].map(|shard| bed.sent[shard]).iter().sum();
+            assert!((20..=100).contains(&slow), "{policy}: {slow} of 20,000");
+        }
     }
 
     #[test]
