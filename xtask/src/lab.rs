@@ -22,10 +22,10 @@ use self::{
     compare::CASES,
     fault::{A, B, FAULTS, Fault},
     net::{Cleaner, Network, call},
-    nodes::Nodes,
+    nodes::{Look, Nodes},
     verdict::{Figures, HEAD},
 };
-use crate::bars;
+use crate::bars::{self, cluster::Load};
 
 pub(crate) const USAGE: &str = "\
 usage: cargo x lab [--fault NAME] [--seconds S] [--json] [--program FILE]
@@ -277,10 +277,7 @@ impl Lab<'_> {
         for node in [A, B] {
             loads.push(nodes.load(node, RATE / 2, seconds, "key", &[])?);
         }
-        for load in &mut loads {
-            load.wait_for(|line| line.contains("acknowledged (+"))?;
-        }
-        let began = Instant::now();
+        let began = begun(&mut loads)?;
         let length = Duration::from_secs(seconds);
         let begin = warm_up(length);
         let end = begin + fault.kind.lasts(length);
@@ -291,16 +288,28 @@ impl Lab<'_> {
         wait_until(began + end);
         present.end(&self.network, nodes, victim)?;
         figures.direct_s = nodes.wait_direct([A, B], SETTLING)?;
-        for load in loads {
-            let (code, report) = load.finish()?;
-            figures
-                .take(&report)
-                .map_err(|error| format!("bench ended with {code:?}: {error}: {report:?}"))?;
-        }
-        figures.settled_s = nodes.settle(SETTLING)?;
-        figures.between(before, nodes.look()?);
+        finish(&mut figures, loads, nodes, before)?;
         Ok(figures)
     }
+}
+
+/// When all loads have begun to be acknowledged.
+fn begun(loads: &mut [Load]) -> Result<Instant, String> {
+    for load in loads {
+        load.wait_for(|line| line.contains("acknowledged (+"))?;
+    }
+    Ok(Instant::now())
+}
+
+/// Waits for the ends of all loads, and until the cluster has come to rest; notes what that came to.
+fn finish(figures: &mut Figures, loads: Vec<Load>, nodes: &Nodes<'_>, before: Look) -> Result<(), String> {
+    for load in loads {
+        let (code, report) = load.finish()?;
+        figures.take(&report).map_err(|error| format!("bench ended with {code:?}: {error}: {report:?}"))?;
+    }
+    figures.settled_s = nodes.settle(SETTLING)?;
+    figures.between(before, nodes.look()?);
+    Ok(())
 }
 
 fn wait_until(time: Instant) {

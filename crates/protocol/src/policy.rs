@@ -94,7 +94,11 @@ impl Routing {
     /// The policy of what one producer session sends; the same for as long as the cohort is the same.
     pub fn of_flow(&self, producer: ProducerId) -> Policy {
         match self.cohort {
-            Some(cohort) if mixed(producer) % 1000 < u64::from(cohort.permille) => cohort.policy,
+            Some(cohort)
+                if mix((producer.0 >> 64) as u64 ^ producer.0 as u64) % 1000 < u64::from(cohort.permille) =>
+            {
+                cohort.policy
+            }
             _ => self.policy,
         }
     }
@@ -126,11 +130,14 @@ impl Routing {
     }
 }
 
-fn mixed(producer: ProducerId) -> u64 {
-    let mut x = (producer.0 >> 64) as u64 ^ producer.0 as u64;
-    x = (x ^ x >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    x = (x ^ x >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    x ^ x >> 33
+/// A number that looks like chance and is always the same: shares and draws need no more.
+///
+/// Source: the output function of SplitMix64, Steele and others, "Fast splittable pseudorandom number generators", 2014.
+pub(crate) fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
 }
 
 /// One thing that an operator may change for the whole cluster while it runs.

@@ -7,8 +7,9 @@ use std::{
 };
 
 use super::{
-    Arguments, Lab, RATE, SETTLING,
+    Arguments, Lab, RATE, SETTLING, begun,
     fault::{A, B, Fault, Kind, fault},
+    finish,
     nodes::Nodes,
     plot::{self, Group, figure},
     samples::{self, Sample, Spread, median},
@@ -354,10 +355,7 @@ impl Lab<'_> {
             let more = ["--in-flight", IN_FLIGHT, "--samples", file];
             loads.push(nodes.load(node, RATE / 2, seconds, "none", &more)?);
         }
-        for load in &mut loads {
-            load.wait_for(|line| line.contains("acknowledged (+"))?;
-        }
-        let began = Instant::now();
+        let began = begun(&mut loads)?;
         let length = Duration::from_secs(seconds);
         wait_until(began + warm_up(length));
         let present = case.kind.begin(&self.network, nodes, victim)?;
@@ -366,14 +364,7 @@ impl Lab<'_> {
         let end = microseconds();
         present.end(&self.network, nodes, victim)?;
         let mut figures = Figures { direct_s: nodes.wait_direct([A, B], SETTLING)?, ..Figures::default() };
-        for load in loads {
-            let (code, report) = load.finish()?;
-            figures
-                .take(&report)
-                .map_err(|error| format!("bench ended with {code:?}: {error}: {report:?}"))?;
-        }
-        figures.settled_s = nodes.settle(SETTLING)?;
-        figures.between(before, nodes.look()?);
+        finish(&mut figures, loads, nodes, before)?;
         let mut all = Vec::new();
         for file in &files {
             let text =

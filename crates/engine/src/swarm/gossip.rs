@@ -643,7 +643,7 @@ impl Gossip {
         std::mem::take(&mut self.has_changed)
     }
 
-    /// Of the datagrams from `from`, how many in 1,000 got lost in the last ten seconds: 1,000 if none came, 0 if it is not known.
+    /// Of the datagrams from `from`, how many in 1,000 get lost, without noise: 1,000 once none came for twenty seconds, 0 if it is not known.
     pub fn loss_permille(&self, from: NodeId) -> u16 {
         self.others.get(&from).map_or(0, Correspondent::loss_permille)
     }

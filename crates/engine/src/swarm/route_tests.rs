@@ -195,6 +195,18 @@ impl World {
     }
 }
 
+/// Three nodes, and a link between the first two that has just failed four times.
+fn flapped() -> World {
+    let mut world = World::new(3);
+    for _ in 0..4 {
+        world.hole(1, 2);
+        world.pass(600);
+        world.holes.clear();
+        world.pass(1_500);
+    }
+    world
+}
+
 #[test]
 fn a_cut_between_two_is_passed_by_way_of_a_third_and_healed() {
     let mut world = World::new(5);
@@ -244,13 +256,7 @@ fn a_detour_is_explained_by_the_figures_that_it_was_chosen_by() {
 
 #[test]
 fn a_link_that_is_left_alone_says_until_when() {
-    let mut world = World::new(3);
-    for _ in 0..4 {
-        world.hole(1, 2);
-        world.pass(600);
-        world.holes.clear();
-        world.pass(1_500);
-    }
+    let mut world = flapped();
     let said = world.swarms[&node(1)].explain(world.now, node(2));
     let direct = &said.links[0];
     assert!(direct.faults.iter().any(|fault| fault == LinkFault::Suppressed), "{direct:?}");
@@ -346,13 +352,7 @@ fn a_connection_that_ends_is_replaced_by_a_detour_at_once() {
 
 #[test]
 fn a_link_that_fails_again_and_again_is_left_alone_for_a_while() {
-    let mut world = World::new(3);
-    for _ in 0..4 {
-        world.hole(1, 2);
-        world.pass(600);
-        world.holes.clear();
-        world.pass(1_500);
-    }
+    let mut world = flapped();
     assert_eq!(world.path(1, 2), Some(vec![1, 3, 2]));
     world.changes.clear();
     world.pass(10_000);

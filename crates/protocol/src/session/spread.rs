@@ -9,7 +9,11 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use crate::{id::ShardId, policy::Policy, time::Instant};
+use crate::{
+    id::ShardId,
+    policy::{Policy, mix},
+    time::Instant,
+};
 
 /// Messages to one shard before the next one has its turn: what goes together is stored together.
 const RUN: u32 = 32;
@@ -212,13 +216,6 @@ impl Spread {
             (None, _) => None,
         }
     }
-}
-
-fn mix(mut x: u64) -> u64 {
-    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ x >> 31
 }
 
 #[cfg(test)]
