@@ -1,5 +1,6 @@
 //! The consensus crate's entries, messages and snapshots, and ours.
 
+use bytes::Bytes;
 use raft::eraftpb::{
     self, ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, MessageType, Snapshot,
 };
@@ -80,6 +81,8 @@ const KINDS: [(MessageKind, MessageType); 11] = [
     (MessageKind::TransferLeader, MessageType::MsgTransferLeader),
 ];
 
+/// A message that arrived. Entries are copied: they are kept for long, and as slices of what a socket brought they would keep
+/// everything that came along with them, which is mostly deliveries of others.
 pub(super) fn message_to_raft(message: Message) -> eraftpb::Message {
     let kind = KINDS.iter().find(|(ours, _)| *ours == message.kind).expect("only these kinds travel").1;
     let mut raft = eraftpb::Message {
@@ -95,13 +98,17 @@ pub(super) fn message_to_raft(message: Message) -> eraftpb::Message {
         reject_hint: message.reject_hint,
         request_snapshot: message.request_snapshot,
         context: message.context,
-        entries: message.entries.into_iter().map(to_raft).collect::<Vec<_>>().into(),
+        entries: message.entries.into_iter().map(|entry| to_raft(apart(entry))).collect::<Vec<_>>().into(),
         ..eraftpb::Message::default()
     };
     if let Some(mark) = message.snapshot {
         raft.set_snapshot(snapshot_to_raft(mark));
     }
     raft
+}
+
+fn apart(entry: LogEntry) -> LogEntry {
+    LogEntry { data: Bytes::copy_from_slice(&entry.data), ..entry }
 }
 
 pub(super) fn message_from_raft(mut raft: eraftpb::Message) -> Option<Message> {
@@ -123,4 +130,19 @@ pub(super) fn message_from_raft(mut raft: eraftpb::Message) -> Option<Message> {
         entries: all_from_raft(raft.take_entries().into()),
         snapshot,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_that_arrived_keep_nothing_else_in_memory() {
+        let mut read = Bytes::from(vec![7; 1 << 20]);
+        let entry = LogEntry { index: 1, term: 1, kind: EntryKind::Normal, data: read.split_to(100) };
+        let message = Message { kind: MessageKind::Append, entries: vec![entry], ..Message::default() };
+        let raft = message_to_raft(message);
+        assert_eq!(raft.get_entries()[0].data, [7; 100][..]);
+        assert!(read.is_unique(), "what was read can be given back");
+    }
 }
