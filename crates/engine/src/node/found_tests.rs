@@ -311,3 +311,25 @@ fn a_consumer_is_told_when_its_lease_runs_out() {
     let held = Held { shard: items[0].shard, offset: items[0].offset, attempt: items[0].attempt };
     assert_eq!(lost.map(|lost| (lost.subscription, lost.items)), Some((1, vec![held])));
 }
+
+/// Credit went to the shard that came first as long as it had a backlog; the others of its node waited ten seconds and more.
+#[test]
+fn a_backlog_in_one_shard_does_not_starve_the_others() {
+    let mut world = World::new();
+    let connection = world.connect();
+    make(&mut world, connection, "a", Order::Key);
+    let mut sender = Sender::new(1);
+    let keys: Vec<String> = (0..64).map(|number| format!("key {number}")).collect();
+    let keys: Vec<Option<&str>> = keys.iter().map(|key| Some(key.as_str())).collect();
+    sender.publish(&mut world, connection, "a", &keys, 10);
+    let shards: BTreeSet<ShardId> = keys.iter().map(|key| sender.shard("a", *key, true)).collect();
+    assert_eq!(shards.len(), SHARDS as usize, "all have something");
+    world.ask(connection, &subscribe("a", "g", 1, 1, vec![]));
+    let mut fed = BTreeSet::new();
+    for _ in 0..4 * SHARDS {
+        fed.extend(world.deliveries(connection).iter().map(|item| item.shard));
+        let credit = Credit { subscription: 1, messages: 1, bytes: 1 << 20 };
+        world.send(connection, &Frame::Credit(credit));
+    }
+    assert_eq!(fed, shards);
+}

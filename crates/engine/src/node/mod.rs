@@ -137,6 +137,8 @@ pub struct Node {
     attendees: BTreeMap<SubscriberId, Attendee>,
     attending: Attending,
     credits: Credits,
+    /// The data shard that is looked at first.
+    first: usize,
     waiting: BTreeMap<Ticket, Waiting>,
     judging: BTreeMap<u64, lead::PendingSettle>,
     readings: BTreeMap<u64, Reading>,
@@ -217,6 +219,7 @@ impl Node {
             attendees: BTreeMap::new(),
             attending: Attending::new(),
             credits: Credits::default(),
+            first: 0,
             waiting: BTreeMap::new(),
             judging: BTreeMap::new(),
             peers: Peers::default(),
@@ -300,7 +303,10 @@ impl Node {
             if !self.dirty.contains(&true) {
                 break;
             }
-            for shard in 0..self.shards.len() {
+            // Credit goes to who comes first: every data shard does in its turn. The cluster's own comes last.
+            let last = self.shards.len() - 1;
+            self.first = (self.first + 1) % last.max(1);
+            for shard in (self.first..last).chain(0..self.first).chain([last]) {
                 if std::mem::take(&mut self.dirty[shard]) {
                     out.touched.push(shard);
                     self.flush_shard(now, shard);
