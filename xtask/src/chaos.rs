@@ -27,15 +27,22 @@ const SKIPPED: &str = "SKIPPED ";
 
 /// Everything that was counted.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Totals {
+pub(crate) struct Totals {
     passed: u64,
     failed: u64,
-    skipped: u64,
+    /// Stories that could not be told here.
+    pub(crate) skipped: u64,
     messages: u64,
     faults: u64,
 }
 
 impl Totals {
+    /// Says the last line, and what the command ends with.
+    pub(crate) fn verdict(&self, ended_well: bool) -> ExitCode {
+        println!("{} passed, {} failed", self.passed, self.failed);
+        if ended_well && self.failed == 0 && self.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+
     /// Takes a line of a test's output.
     fn take(&mut self, line: &str) {
         // The harness puts its dots before whatever a test says.
@@ -66,27 +73,33 @@ pub(crate) fn run(words: &[&str]) -> ExitCode {
         return ExitCode::from(crate::EXIT_USAGE);
     }
     let began = Instant::now();
-    let mut line =
-        "test --quiet --release --no-fail-fast -p swarmmq-cli --test chaos_processes --test chaos_disks"
-            .split(' ')
-            .collect::<Vec<_>>();
+    let length = if long.is_empty() { "short" } else { "long" };
+    let Some((totals, ended_well)) =
+        tell(&["chaos_processes", "chaos_disks"], &names, ("SWARMMQ_CHAOS", length))
+    else {
+        return ExitCode::FAILURE;
+    };
+    let Totals { messages, faults, skipped, .. } = totals;
+    println!("{messages} messages, {faults} faults, {skipped} skipped, {} s", began.elapsed().as_secs());
+    totals.verdict(ended_well)
+}
+
+/// Tells stories of `crates/cli`, one after the other, with release builds, and counts. `None`: it could not; it was said.
+///
+/// * `files`: the test files they are in.
+/// * `names`: those whose names contain one of these; all if there is none.
+/// * `variable`: what they find in their environment.
+pub(crate) fn tell(files: &[&str], names: &[&str], variable: (&str, &str)) -> Option<(Totals, bool)> {
+    let mut line = vec!["test", "--quiet", "--release", "--no-fail-fast", "-p", "swarmmq-cli"];
+    files.iter().for_each(|file| line.extend(["--test", file]));
     line.extend(["--", "--test-threads", "1"]);
-    line.extend(&names);
+    line.extend(names);
     let program = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut command = Command::new(program);
     command.args(&line).current_dir(root()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.env("SWARMMQ_CHAOS", if long.is_empty() { "short" } else { "long" });
-    let (totals, ended_well) = match told(&mut command) {
-        Ok(told) => told,
-        Err(error) => {
-            eprintln!("cannot run cargo: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let Totals { passed, failed, skipped, messages, faults } = totals;
-    println!("{messages} messages, {faults} faults, {skipped} skipped, {} s", began.elapsed().as_secs());
-    println!("{passed} passed, {failed} failed");
-    if ended_well && failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    command.env(variable.0, variable.1);
+    let told = told(&mut command);
+    told.inspect_err(|error| eprintln!("cannot run cargo: {error}")).ok()
 }
 
 /// Runs it, shows what it says, and counts.

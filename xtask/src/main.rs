@@ -2,11 +2,11 @@
 //!
 //! `check` is what continuous integration runs and never writes; `fix` repairs what a machine can repair; `tidy` reads
 //! the tree and reports what the compiler does not; `sim` runs the simulator; `chaos` does to real
-//! nodes what the simulator does to simulated ones; `lab` does it to the network between them; `bars` measures a node on this
-//! machine.
+//! nodes what the simulator does to simulated ones; `lab` does it to the network between them; `attack` and `fuzz` are hostile; `bars` measures a node on this machine.
 
 #![expect(clippy::print_stdout, reason = "a command line tool answers on standard output")]
 
+mod attack;
 mod bars;
 mod chaos;
 mod lab;
@@ -32,6 +32,8 @@ commands:
   masks       every set of links of five simulated nodes: who must be served is, and nobody else
   chaos ARGS  kills, stops and damages real nodes of a release build under load; `--long` for more of it
   lab ARGS    cuts, slows and isolates real nodes in network namespaces, under load; as root
+  attack ARGS hostile clients and networks against real nodes of a release build
+  fuzz ARGS   hostile bytes against every decoder, hostile histories against a node, e.g. `cargo x fuzz --seconds 60`
   bars ARGS   measures a release build on this machine against its bars; minutes, by hand
 ";
 
@@ -54,6 +56,12 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         ["lab", rest @ ..] => lab::run(rest),
+        ["attack", "--help" | "-h"] => {
+            print!("{}", attack::USAGE);
+            ExitCode::SUCCESS
+        }
+        ["attack", rest @ ..] => attack::run(rest),
+        ["fuzz", rest @ ..] => step::fuzz(rest),
         ["bars", "--help" | "-h"] => {
             print!("{}", bars::USAGE);
             ExitCode::SUCCESS

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    path::PathBuf,
     process::{Command, ExitCode, ExitStatus},
     time::Instant,
 };
@@ -21,6 +22,7 @@ pub(crate) const CHECK: &[Step] = &[
     Step("cargo x tidy"),
     Step("cargo x sim --seeds 200"),
     Step("cargo x masks"),
+    Step("cargo x fuzz --seconds 2"),
     Step("cargo x lab --fault cut --seconds 12"),
 ];
 
@@ -52,6 +54,7 @@ fn run(step: Step) -> ExitCode {
         ["cargo", "x", "tidy"] => tidy(),
         ["cargo", "x", "sim", rest @ ..] => simulate(rest),
         ["cargo", "x", "masks", rest @ ..] => masks(rest),
+        ["cargo", "x", "fuzz", rest @ ..] => fuzz(rest),
         ["cargo", "x", "lab", rest @ ..] => lab::run(rest),
         ["cargo", rest @ ..] => cargo(rest),
         _ => unreachable!("every step is a cargo command: {step:?}"),
@@ -87,6 +90,16 @@ pub(crate) fn masks(arguments: &[&str]) -> ExitCode {
     let mut words = vec!["--masks"];
     words.extend(arguments);
     simulate(&words)
+}
+
+/// Runs the fuzzer, which is a workspace of its own, and ends as it ends. Builds are shared with the product's.
+pub(crate) fn fuzz(arguments: &[&str]) -> ExitCode {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let target = root().join(target).to_string_lossy().into_owned();
+    let mut words = vec!["run", "--release", "--quiet", "--locked", "--manifest-path", "fuzz/Cargo.toml"];
+    words.extend(["--target-dir", &target, "--"]);
+    words.extend(arguments);
+    cargo(&words)
 }
 
 /// Runs cargo in the project's root, and ends as it ends.

@@ -18,6 +18,12 @@ use serde_json::Value;
 /// The executable.
 pub const SWARMMQ: &str = env!("CARGO_BIN_EXE_swarmmq");
 
+/// Says what an attack came to, past the harness, which hides what a passing test prints.
+pub fn figures(words: std::fmt::Arguments<'_>) {
+    let mut out = std::io::stderr();
+    writeln!(out, "attack: {words}").unwrap();
+}
+
 /// A directory for a cluster; everything that runs or lies in it is gone when this is dropped.
 pub struct Dev {
     root: tempfile::TempDir,
@@ -252,4 +258,11 @@ pub fn until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what}: not within {limit:?}");
         std::thread::yield_now();
     }
+}
+
+/// Memory that a process holds, in bytes.
+pub fn resident_bytes(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }

@@ -1,0 +1,73 @@
+//! What people write: keyrings and settings.
+
+use bytes::{Bytes, BytesMut};
+use swarmmq_protocol::{codec::Reader, policy::Setting, time::WallTime};
+use swarmmq_seal::ClientKeyring;
+
+use super::Mark;
+use crate::rng::Rng;
+
+pub(super) fn keyrings() -> Vec<Vec<u8>> {
+    let mut rng = Rng::new(1);
+    let mut random = |out: &mut [u8]| out.fill_with(|| rng.next() as u8);
+    let keyring = ClientKeyring::generate(WallTime(1), &mut random).expect("the secrets differ");
+    let node = keyring.to_node_text(&mut random).expect("the secrets differ");
+    vec![keyring.to_text().as_bytes().to_vec(), node.as_bytes().to_vec()]
+}
+
+/// A keyring file: what reads is written so that it reads the same; an error never quotes a key.
+pub(super) fn keyring(input: &[u8]) -> u64 {
+    let mut mark = Mark::new();
+    let Ok(text) = std::str::from_utf8(input) else { return mark.done() };
+    match ClientKeyring::parse(text) {
+        Ok(keyring) => {
+            let again = keyring.to_text();
+            let second = ClientKeyring::parse(&again).expect("it was written by ourselves");
+            assert!(*second.to_text() == *again, "a keyring changes as it is written and read");
+            mark.note(keyring.payload_keys().count());
+        }
+        Err(error) => {
+            let said = format!("{error} {error:?}");
+            let quotes = said.as_bytes().windows(16).any(|part| part.iter().all(u8::is_ascii_hexdigit));
+            assert!(!quotes, "an error quotes a key");
+            mark.error(&error);
+        }
+    }
+    mark.done()
+}
+
+pub(super) fn settings() -> Vec<Vec<u8>> {
+    let texts = [
+        "routing.policy=least-cost",
+        "routing.policy=p2c-ewma",
+        "routing.cohort=none",
+        "routing.cohort=static-hash:20",
+        "routing.cohort=round-robin:1000",
+    ];
+    texts.iter().map(|text| text.as_bytes().to_vec()).collect()
+}
+
+/// A setting as a person writes it, and as it travels.
+pub(super) fn setting(input: &[u8]) -> u64 {
+    let mut mark = Mark::new();
+    if let Ok(text) = std::str::from_utf8(input) {
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        match Setting::parse(name, value) {
+            Ok(setting) => {
+                let again = Setting::parse(setting.name(), &setting.value());
+                assert_eq!(again.as_ref(), Ok(&setting), "a setting changes as it is written and read");
+                let mut bytes = BytesMut::new();
+                setting.put(&mut bytes);
+                let read = Setting::read(&mut Reader::new(bytes.freeze()));
+                assert_eq!(read, Ok(setting), "a setting changes as it travels");
+                mark.note(name);
+            }
+            Err(error) => mark.error(&error),
+        }
+    }
+    match Setting::read(&mut Reader::new(Bytes::copy_from_slice(input))) {
+        Ok(setting) => mark.note(setting.name()),
+        Err(error) => mark.error(&error),
+    }
+    mark.done()
+}
