@@ -94,6 +94,8 @@ struct Subject {
     deviation: Duration,
     /// The beat at which its host refused this node.
     gone: Option<u64>,
+    /// The beat at which it was called dead, or the first one known since: what brings it back is measured by that one.
+    dead_at: u64,
     /// This node accuses it.
     is_accused: bool,
     verdict: Verdict,
@@ -111,6 +113,7 @@ impl Subject {
             mean: GAP_MIN,
             deviation: GAP_MIN / 2,
             gone: None,
+            dead_at: 0,
             is_accused: false,
             verdict: Verdict::Alive,
         }
@@ -222,9 +225,14 @@ impl Detector {
             return false;
         };
         if source == Source::Another {
+            // Who passes on that it knows no beat says nothing.
+            if beat == 0 {
+                return false;
+            }
             if !subject.has_beat {
                 // The first one may be as old as anything: it is what later ones are measured by.
                 (subject.beat, subject.has_beat, subject.moved_at) = (beat, true, now);
+                subject.dead_at = beat;
                 return false;
             }
             let paces = now.since(subject.moved_at).as_nanos() / RISE_MIN.as_nanos();
@@ -236,7 +244,7 @@ impl Detector {
         let is_late = match (subject.gone, subject.verdict) {
             (Some(gone), _) => beat <= gone.saturating_add(GONE_SLACK),
             (None, Verdict::Dead) => {
-                source == Source::Another && beat <= subject.beat.saturating_add(SILENT_SLACK)
+                source == Source::Another && beat <= subject.dead_at.saturating_add(SILENT_SLACK)
             }
             _ => false,
         };
@@ -354,6 +362,9 @@ impl Detector {
             }
             changed |= verdict != subject.verdict;
             subject.verdict = verdict;
+            if verdict == Verdict::Dead {
+                subject.dead_at = subject.beat;
+            }
         }
         changed
     }
@@ -488,6 +499,56 @@ mod tests {
         assert_eq!(detector.verdict(X), Verdict::Alive);
         detector.judge(at(1_500));
         assert_eq!(detector.verdict(X), Verdict::Alive, "refuted");
+    }
+
+    /// Beats that came one by one were each taken for the last of the node that had died, and raised what the next one was measured
+    /// by: who had been restarted while a link was cut called a living node dead until that one refuted it.
+    #[test]
+    fn beats_that_come_one_by_one_bring_a_node_back() {
+        let mut detector = detector();
+        silent_until(&mut detector, 2_500);
+        detector.accuse(at(2_500), NodeId(1), &[accusation(10, false)]);
+        detector.judge(at(2_500));
+        assert_eq!(detector.verdict(X), Verdict::Dead);
+        for beat in 11..=12 {
+            detector.heard(at(2_000 + beat * 100), X, LIFE, beat, Source::Another);
+            assert_eq!(detector.verdict(X), Verdict::Dead, "perhaps its last ones");
+        }
+        assert!(detector.heard(at(3_300), X, LIFE, 13, Source::Another));
+        assert_eq!(detector.verdict(X), Verdict::Alive);
+        // The same where the first beat that is known is read after the verdict.
+        let mut fresh = Detector::new(at(0));
+        for node in [NodeId(1), NodeId(2), X] {
+            fresh.add(at(0), node, 1);
+        }
+        for millis in (100..=6_000).step_by(100) {
+            for node in [NodeId(1), NodeId(2)] {
+                fresh.came_back(at(millis), node, 1);
+                fresh.heard(at(millis), node, LIFE, millis / 100, Source::Itself);
+            }
+            let accused = Accusation { life: Life { incarnation: 1, boot: 0 }, ..accusation(0, false) };
+            fresh.accuse(at(millis), NodeId(1), &[accused]);
+            fresh.judge(at(millis));
+        }
+        assert_eq!(fresh.verdict(X), Verdict::Dead, "never heard");
+        fresh.came_back(at(6_000), X, 1);
+        for beat in 500..=503 {
+            fresh.heard(at(6_000 + (beat - 499) * 100), X, LIFE, beat, Source::Another);
+        }
+        assert_eq!(fresh.verdict(X), Verdict::Alive);
+    }
+
+    /// Nodes that had just started themselves passed on beat 0 of one that was cut off; measured by that, its real beat ran away, and a
+    /// living node was called dead for ten seconds.
+    #[test]
+    fn that_another_knows_no_beat_is_no_beat() {
+        let mut detector = detector();
+        detector.add(at(1_000), X, 1);
+        detector.came_back(at(1_000), X, 1);
+        assert!(!detector.heard(at(1_100), X, LIFE, 0, Source::Another));
+        assert!(!detector.heard(at(1_200), X, LIFE, 478, Source::Another), "the first one");
+        detector.heard(at(1_300), X, LIFE, 479, Source::Another);
+        assert_eq!((detector.beat(X), detector.heard_at(X)), (479, Some(at(1_300))));
     }
 
     #[test]
