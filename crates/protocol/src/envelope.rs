@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  0      1       2       3      4        6         8         12      16       20
-//!  | ver  | suite | flags | alen | hlen   | zero    | clen    | shard | key id | zero    |
+//!  | ver  | suite | flags | alen | hlen   | zero    | clen    | shard | key id | renewal |
 //!  24               40       48         56           88        96            112
 //!  | producer u128  | epoch  | sequence | salt [32]  | time ms | key hash    | [trace 26] | address |
 //!  | ciphertext with tag (clen) | mac [32] |
@@ -13,7 +13,7 @@ use bytes::{BufMut, Bytes};
 
 use crate::{
     codec::DecodeError,
-    id::{KeyHash, KeyId, MessageId, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
+    id::{KeyHash, KeyId, KeyRenewal, MessageId, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
     limits::{CIPHERTEXT_BYTES_MAX, HEADER_BYTES_MAX, MAC_BYTES, TAG_BYTES},
     mac::MacKey,
     time::WallTime,
@@ -42,6 +42,8 @@ pub struct Header<'a> {
     pub shard: ShardId,
     /// Which payload key.
     pub key_id: KeyId,
+    /// Which of its session's keys, in turn.
+    pub renewal: KeyRenewal,
     /// Who sends.
     pub producer: ProducerId,
     /// In which life.
@@ -74,7 +76,7 @@ impl Header<'_> {
         out.put_u32(ciphertext_bytes);
         out.put_u32(self.shard.0);
         out.put_u32(self.key_id.0);
-        out.put_u32(0);
+        out.put_u32(self.renewal.0);
         out.put_u128(self.producer.0);
         out.put_u64(self.epoch.0);
         out.put_u64(self.sequence.0);
@@ -123,6 +125,11 @@ impl<'a> HeaderView<'a> {
     /// Which payload key.
     pub fn key_id(&self) -> KeyId {
         KeyId(u32::from_be_bytes(self.fixed(16)))
+    }
+
+    /// Which of its session's keys, in turn.
+    pub fn renewal(&self) -> KeyRenewal {
+        KeyRenewal(u32::from_be_bytes(self.fixed(20)))
     }
 
     /// Who sent it.
@@ -239,7 +246,7 @@ pub fn split_sealed(bytes: &[u8]) -> Result<(SealedRef<'_>, &[u8]), DecodeError>
     if header_bytes != FIXED_BYTES + trace_bytes + address_bytes {
         return Err(DecodeError::Invalid("header length"));
     }
-    if fixed[6..8] != [0; 2] || fixed[20..24] != [0; 4] {
+    if fixed[6..8] != [0; 2] {
         return Err(DecodeError::Invalid("reserved bytes"));
     }
     let ciphertext_bytes = u32::from_be_bytes([fixed[8], fixed[9], fixed[10], fixed[11]]) as usize;
@@ -283,6 +290,7 @@ mod tests {
             address: "shop.orders",
             shard: ShardId(3),
             key_id: KeyId(1),
+            renewal: KeyRenewal(4),
             producer: ProducerId(7),
             epoch: ProducerEpoch(2),
             sequence: Sequence(9),
@@ -309,6 +317,7 @@ mod tests {
             assert_eq!(view.address(), header.address);
             assert_eq!(view.shard(), header.shard);
             assert_eq!(view.key_id(), header.key_id);
+            assert_eq!(view.renewal(), header.renewal);
             assert_eq!(view.producer(), header.producer);
             assert_eq!(view.epoch(), header.epoch);
             assert_eq!(view.sequence(), header.sequence);

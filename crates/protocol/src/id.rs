@@ -53,6 +53,10 @@ pub struct ConsumerId(pub u128);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyHash(pub [u8; 16]);
 
+/// How often a producer session has taken a new key, for whatever reason. Part of what each of its keys is derived from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyRenewal(pub u32);
+
 /// Fresh 256 random bits of one producer session; makes its session key unique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Salt(pub [u8; 32]);

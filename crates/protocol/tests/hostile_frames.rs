@@ -17,7 +17,7 @@ use swarmmq_protocol::{
     codec::DecodeError,
     envelope::Header,
     frame::{FRAME_HEADER_BYTES, Frame, FrameError, FrameKind, FrameReader},
-    id::{KeyId, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
+    id::{KeyId, KeyRenewal, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
     limits::{ADDRESSES_MAX, BATCH_MESSAGES_MAX, FRAME_BYTES_MAX, UNAUTHENTICATED_BYTES_MAX},
     time::WallTime,
 };
@@ -200,6 +200,7 @@ fn sealed() -> Vec<u8> {
         address: "a",
         shard: ShardId(0),
         key_id: KeyId(1),
+        renewal: KeyRenewal(0),
         producer: ProducerId(7),
         epoch: ProducerEpoch(1),
         sequence: Sequence(1),

@@ -1,10 +1,11 @@
 //! From the keyring's payload key to the key of one producer session, and the sessions whose keys are ready for use.
 //!
 //! ```text
-//! payload key (keyring, by id) --address--> address key --salt, address, producer, epoch--> session key
+//! payload key (keyring, by id) --address--> address key --salt, address, producer, epoch, renewal--> session key
 //! ```
 //!
-//! Both steps are HKDF-SHA256. A session key belongs to one salt, so two sessions never share a nonce space.
+//! Both steps are HKDF-SHA256. A session key belongs to one salt, so two sessions never share a nonce space; and to one
+//! renewal, so a session can take a fresh key without beginning anew.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -15,12 +16,13 @@ use aws_lc_rs::{
 };
 use swarmmq_protocol::{
     envelope,
-    id::{KeyId, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
+    id::{KeyId, KeyRenewal, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
     limits::{ADDRESS_BYTES_MAX, TAG_BYTES},
 };
 use zeroize::Zeroize;
 
-/// Secret 256 bits. Zeroed on drop; lies on the heap, so that moving it leaves no copy behind.
+/// Secret 256 bits. Zeroed on drop, each copy by itself; lies on the heap, so that moving it leaves no copy behind.
+#[derive(Clone)]
 pub(crate) struct Secret(Box<[u8; 32]>);
 
 impl Secret {
@@ -52,12 +54,13 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// One life of one producer, as its session key is bound to it.
+/// One life of one producer, as its session key is bound to it, and which of the keys of that life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Session {
     pub(crate) producer: ProducerId,
     pub(crate) epoch: ProducerEpoch,
     pub(crate) salt: Salt,
+    pub(crate) renewal: KeyRenewal,
 }
 
 /// The key of one address, from which all its session keys come.
@@ -68,13 +71,15 @@ pub(crate) fn address_key(payload_key: &Secret, address: &str) -> Secret {
 /// The bytes of a session key. Cost: about 0.5 us.
 pub(crate) fn session_secret(address_key: &Secret, address: &str, session: &Session) -> Secret {
     let address_len = u8::try_from(address.len()).expect("an address has at most 255 bytes");
-    let info: [&[u8]; 5] = [
-        b"swarmmq/session/v1",
-        &[address_len],
-        address.as_bytes(),
-        &session.producer.0.to_be_bytes(),
-        &session.epoch.0.to_be_bytes(),
-    ];
+    let producer = session.producer.0.to_be_bytes();
+    let epoch = session.epoch.0.to_be_bytes();
+    let renewal = session.renewal.0.to_be_bytes();
+    // The first key as it was before there were renewals: messages sealed under it lie on disks.
+    let (label, renewal): (&[u8], &[u8]) = match session.renewal {
+        KeyRenewal(0) => (b"swarmmq/session/v1", &[]),
+        _ => (b"swarmmq/renewed/v1", &renewal),
+    };
+    let info = [label, &[address_len], address.as_bytes(), &producer, &epoch, renewal];
     expand(&session.salt.0, address_key, &info)
 }
 
@@ -152,6 +157,12 @@ impl SessionKeys {
         self.young.get(name)
     }
 
+    /// Forgets all of them.
+    pub(crate) fn clear(&mut self) {
+        self.young.clear();
+        self.old.clear();
+    }
+
     /// The key stored under `name`, or the one that `derive` makes, which is then remembered.
     pub(crate) fn find_or_insert(&mut self, name: &[u8], derive: impl FnOnce() -> SessionKey) -> &SessionKey {
         if self.find(name).is_none() {
@@ -180,7 +191,7 @@ pub(crate) struct SessionName {
     len: usize,
 }
 
-const SESSION_NAME_BYTES_MAX: usize = 16 + 8 + 32 + 4 + ADDRESS_BYTES_MAX;
+const SESSION_NAME_BYTES_MAX: usize = 16 + 8 + 32 + 4 + 4 + ADDRESS_BYTES_MAX;
 
 impl SessionName {
     pub(crate) fn new(key_id: KeyId, address: &str, session: &Session) -> Self {
@@ -189,6 +200,7 @@ impl SessionName {
         name.push(&session.producer.0.to_be_bytes());
         name.push(&session.epoch.0.to_be_bytes());
         name.push(&session.salt.0);
+        name.push(&session.renewal.0.to_be_bytes());
         name.push(&key_id.0.to_be_bytes());
         name.push(address.as_bytes());
         name
@@ -213,7 +225,12 @@ mod tests {
     }
 
     fn session(producer: u128, epoch: u64, salt: u8) -> Session {
-        Session { producer: ProducerId(producer), epoch: ProducerEpoch(epoch), salt: Salt([salt; 32]) }
+        let (producer, epoch) = (ProducerId(producer), ProducerEpoch(epoch));
+        Session { producer, epoch, salt: Salt([salt; 32]), renewal: KeyRenewal(0) }
+    }
+
+    fn renewed(renewal: u32) -> Session {
+        Session { renewal: KeyRenewal(renewal), ..session(1, 1, 1) }
     }
 
     #[test]
@@ -228,6 +245,10 @@ mod tests {
             of(1, "a.b", session(2, 1, 1)),
             of(1, "a.b", session(1, 2, 1)),
             of(1, "a.b", session(1, 1, 2)),
+            of(1, "a.b", renewed(1)),
+            of(1, "a.b", renewed(2)),
+            of(2, "a.b", renewed(1)),
+            of(1, "a.c", renewed(1)),
         ];
         for (i, key) in keys.iter().enumerate() {
             assert!(!keys[..i].contains(key), "case {i} repeats a key");

@@ -5,18 +5,22 @@
 //! access_token = "64 hex digits"     # opens connections; nodes hold it
 //! admission_key = "64 hex digits"    # lets messages in; nodes hold it
 //! routing_key = "64 hex digits"      # hashes message keys; never rotates
-//! current_key = 1                    # seals new messages
+//! current_key = 1                    # seals new messages, until another key becomes active
+//! retired_keys = []                  # numbers of keys that were here once; may be missing
 //!
 //! [[payload_keys]]                   # open messages; no node ever holds one
 //! id = 1
 //! created_at_ms = 1763964000000
+//! activates_at_ms = 1763964000000    # seals from then on; may be missing
 //! key = "64 hex digits"
 //! ```
+//!
+//! Which key seals at a time, and how keys come and go, is in `lifecycle.rs`.
 //!
 //! A node's file has the first three lines and one that no client has: `peer_secret`, which nodes prove to each other.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::{self, Write as _},
     fs::File,
     io::{self, Read as _},
@@ -28,35 +32,54 @@ use serde::{Deserialize, Deserializer, de};
 use swarmmq_protocol::{id::KeyId, mac::MacKey, time::WallTime};
 use zeroize::Zeroizing;
 
-use crate::derive::Secret;
+use crate::{
+    derive::Secret,
+    lifecycle::{RETIRED_KEYS_MAX, retired_from},
+};
 
 /// Version of the file, in its first line.
-const VERSION: i64 = 1;
+pub(crate) const VERSION: i64 = 1;
 /// What nodes prove to each other that they know. Never in a client's keyring.
 const PEER_SECRET: &str = "peer_secret";
-/// Largest keyring file, in bytes. Holds [`PAYLOAD_KEYS_MAX`] keys twice over.
+/// Largest keyring file, in bytes. Holds [`PAYLOAD_KEYS_MAX`] keys and more.
 const FILE_BYTES_MAX: usize = 128 << 10;
 /// Most payload keys in a keyring: one a week for nearly five years.
 pub const PAYLOAD_KEYS_MAX: usize = 256;
 /// Room for the text of one payload key, so that writing never moves secrets to a larger buffer.
-const PAYLOAD_KEY_TEXT_BYTES: usize = 192;
-const _: () = assert!(2 * PAYLOAD_KEYS_MAX * PAYLOAD_KEY_TEXT_BYTES <= FILE_BYTES_MAX);
+const PAYLOAD_KEY_TEXT_BYTES: usize = 240;
+/// Room for the number of one retired key.
+const RETIRED_KEY_TEXT_BYTES: usize = 12;
+/// Room for everything else.
+const OTHER_TEXT_BYTES: usize = 1024;
+const _: () = assert!(
+    OTHER_TEXT_BYTES + PAYLOAD_KEYS_MAX * PAYLOAD_KEY_TEXT_BYTES + RETIRED_KEYS_MAX * RETIRED_KEY_TEXT_BYTES
+        <= FILE_BYTES_MAX
+);
 
 /// All that a client needs besides addresses of nodes. Cheap to clone; the secrets exist once and are zeroed on drop.
 #[derive(Clone)]
-pub struct ClientKeyring(Arc<Keys>);
-
-struct Keys {
-    access_token: Secret,
-    admission: Secret,
-    routing: Secret,
-    current: KeyId,
-    payload: BTreeMap<KeyId, PayloadKey>,
+pub struct ClientKeyring {
+    keys: Arc<Keys>,
+    /// The file that it was read from.
+    source: Option<Arc<Path>>,
 }
 
-struct PayloadKey {
-    secret: Secret,
-    created_at: WallTime,
+#[derive(Clone)]
+pub(crate) struct Keys {
+    pub(crate) access_token: Secret,
+    pub(crate) admission: Secret,
+    pub(crate) routing: Secret,
+    pub(crate) current: KeyId,
+    pub(crate) payload: BTreeMap<KeyId, PayloadKey>,
+    /// Numbers that are not given again.
+    pub(crate) retired: BTreeSet<KeyId>,
+}
+
+#[derive(Clone)]
+pub(crate) struct PayloadKey {
+    pub(crate) secret: Secret,
+    pub(crate) created_at: WallTime,
+    pub(crate) activates_at: Option<WallTime>,
 }
 
 impl ClientKeyring {
@@ -71,26 +94,23 @@ impl ClientKeyring {
             admission: secret(),
             routing: secret(),
             current: KeyId(1),
-            payload: BTreeMap::from([(KeyId(1), PayloadKey { secret: secret(), created_at })]),
+            payload: BTreeMap::from([(
+                KeyId(1),
+                PayloadKey { secret: secret(), created_at, activates_at: None },
+            )]),
+            retired: BTreeSet::new(),
         };
         keys.checked()
     }
 
-    /// Reads the keyring file at `path`.
+    /// Reads the keyring file at `path`, and remembers where it lies.
     pub fn load(path: &Path) -> Result<Self, LoadError> {
-        let unreadable = |error: io::Error| LoadError::File { path: path.into(), kind: error.kind() };
-        // Read into its final buffer: a growing one would leave copies of the secrets behind.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_BYTES_MAX + 1));
-        let file = File::open(path).map_err(unreadable)?;
-        file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-        let parsed = if bytes.len() > FILE_BYTES_MAX {
-            Err(KeyringError::TooLarge)
-        } else {
-            std::str::from_utf8(&bytes)
-                .map_err(|error| malformed(&bytes, error.valid_up_to()))
-                .and_then(Self::parse)
-        };
-        parsed.map_err(|error| LoadError::Keyring { path: path.into(), error })
+        let bytes = read(path)?;
+        std::str::from_utf8(&bytes)
+            .map_err(|error| malformed(&bytes, error.valid_up_to()))
+            .and_then(Self::parse)
+            .map(|keyring| Self { source: Some(path.into()), ..keyring })
+            .map_err(|error| LoadError::Keyring { path: path.into(), error })
     }
 
     /// Parses the text of a keyring file. Errors never quote the text.
@@ -112,19 +132,8 @@ impl ClientKeyring {
         if raw.peer_secret.is_some() {
             return Err(KeyringError::PeerSecret);
         }
-        let count = raw.payload_keys.len();
-        if count > PAYLOAD_KEYS_MAX {
-            return Err(KeyringError::TooManyKeys(count));
-        }
-        let mut payload = BTreeMap::new();
-        for entry in raw.payload_keys {
-            let id = KeyId(entry.id);
-            let secret = entry.key.secret().map_err(|why| KeyringError::PayloadKey { id, why })?;
-            let created_at = WallTime(entry.created_at_ms);
-            if payload.insert(id, PayloadKey { secret, created_at }).is_some() {
-                return Err(KeyringError::DuplicateId(id));
-            }
-        }
+        let payload = RawPayloadKey::all(raw.payload_keys)?;
+        let retired = retired_from(raw.retired_keys, &payload)?;
         let field = |field: &'static str, key: Option<HexKey>| {
             key.map_or(Err(FieldError::Missing), HexKey::secret)
                 .map_err(|why| KeyringError::Field { field, why })
@@ -137,23 +146,29 @@ impl ClientKeyring {
             routing: field("routing_key", raw.routing_key)?,
             current: KeyId(current),
             payload,
+            retired,
         };
         keys.checked()
     }
 
     /// The text of the client's keyring file. Secret: write it with mode 0600.
     pub fn to_text(&self) -> Zeroizing<String> {
-        let keys = &*self.0;
-        let mut text = text_with_room(1024 + keys.payload.len() * PAYLOAD_KEY_TEXT_BYTES);
+        let keys = self.keys();
+        let mut text = text_with_room(
+            OTHER_TEXT_BYTES
+                + keys.payload.len() * PAYLOAD_KEY_TEXT_BYTES
+                + keys.retired.len() * RETIRED_KEY_TEXT_BYTES,
+        );
         text.push_str("# SwarmMQ keyring for clients. Whoever reads it can read and send messages.\n");
         push_shared(&mut text, &keys.access_token, &keys.admission);
         push_hex(&mut text, "routing_key", &keys.routing);
         push_number(&mut text, "current_key", keys.current.0.into());
+        if !keys.retired.is_empty() {
+            let retired: Vec<u32> = keys.retired.iter().map(|id| id.0).collect();
+            writeln!(text, "retired_keys = {retired:?}").expect("writing to a string cannot fail");
+        }
         for (id, key) in &keys.payload {
-            text.push_str("\n[[payload_keys]]\n");
-            push_number(&mut text, "id", id.0.into());
-            push_number(&mut text, "created_at_ms", key.created_at.0);
-            push_hex(&mut text, "key", &key.secret);
+            push_payload_key(&mut text, *id, key);
         }
         text
     }
@@ -163,7 +178,7 @@ impl ClientKeyring {
     ///
     /// * `random` as for [`ClientKeyring::generate`].
     pub fn to_node_text(&self, random: &mut dyn FnMut(&mut [u8])) -> Result<Zeroizing<String>, KeyringError> {
-        let keys = &*self.0;
+        let keys = self.keys();
         let peer = Secret::filled(|out| random(out));
         let mut seen = vec![&keys.access_token, &keys.admission, &keys.routing];
         seen.extend(keys.payload.values().map(|key| &key.secret));
@@ -177,39 +192,43 @@ impl ClientKeyring {
 
     /// The shared token that opens a connection.
     pub fn access_token(&self) -> MacKey {
-        MacKey::new(*self.0.access_token.bytes())
+        MacKey::new(*self.keys.access_token.bytes())
     }
 
     /// The key under which nodes let messages in.
     pub fn admission_key(&self) -> MacKey {
-        MacKey::new(*self.0.admission.bytes())
+        MacKey::new(*self.keys.admission.bytes())
     }
 
     /// The key that hashes message keys. Never rotates, or keys would move to other shards.
     pub fn routing_key(&self) -> MacKey {
-        MacKey::new(*self.0.routing.bytes())
+        MacKey::new(*self.keys.routing.bytes())
     }
 
-    /// The payload key that seals new messages.
+    /// The payload key that seals as long as no other has become active: see [`ClientKeyring::sealing_key`].
     pub fn current_key(&self) -> KeyId {
-        self.0.current
+        self.keys.current
     }
 
-    /// The payload keys held, lowest first, with the time each was made.
-    pub fn payload_keys(&self) -> impl Iterator<Item = (KeyId, WallTime)> + '_ {
-        self.0.payload.iter().map(|(id, key)| (*id, key.created_at))
+    /// The file that this was read from, if it was.
+    pub fn source(&self) -> Option<&Path> {
+        self.source.as_deref()
     }
 
     pub(crate) fn payload_key(&self, id: KeyId) -> Option<&Secret> {
-        self.0.payload.get(&id).map(|key| &key.secret)
+        self.keys.payload.get(&id).map(|key| &key.secret)
+    }
+
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.keys
     }
 }
 
 impl fmt::Debug for ClientKeyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ids: Vec<u32> = self.0.payload.keys().map(|id| id.0).collect();
+        let ids: Vec<u32> = self.keys.payload.keys().map(|id| id.0).collect();
         f.debug_struct("ClientKeyring")
-            .field("current_key", &self.0.current.0)
+            .field("current_key", &self.keys.current.0)
             .field("payload_keys", &ids)
             .finish_non_exhaustive()
     }
@@ -217,7 +236,7 @@ impl fmt::Debug for ClientKeyring {
 
 impl Keys {
     /// Whether these keys may be used together: none zero, no two equal, the current one there.
-    fn checked(self) -> Result<ClientKeyring, KeyringError> {
+    pub(crate) fn checked(self) -> Result<ClientKeyring, KeyringError> {
         let mut seen = Vec::with_capacity(3 + self.payload.len());
         for (field, secret) in [
             ("access_token", &self.access_token),
@@ -232,7 +251,7 @@ impl Keys {
         if !self.payload.contains_key(&self.current) {
             return Err(KeyringError::NoCurrentKey(self.current));
         }
-        Ok(ClientKeyring(Arc::new(self)))
+        Ok(ClientKeyring { keys: Arc::new(self), source: None })
     }
 }
 
@@ -325,6 +344,8 @@ pub enum KeyringError {
     },
     /// Two payload keys share this id.
     DuplicateId(KeyId),
+    /// A payload key that is there is listed as retired.
+    RetiredKey(KeyId),
     /// `current_key` names a payload key that is not there.
     NoCurrentKey(KeyId),
     /// More payload keys than [`PAYLOAD_KEYS_MAX`].
@@ -351,6 +372,7 @@ impl fmt::Display for KeyringError {
             Self::Field { field, why } => write!(f, "{field} {why}"),
             Self::PayloadKey { id, why } => write!(f, "payload key {} {why}", id.0),
             Self::DuplicateId(id) => write!(f, "two payload keys have the id {}", id.0),
+            Self::RetiredKey(id) => write!(f, "payload key {} is there and listed as retired", id.0),
             Self::NoCurrentKey(id) => {
                 write!(f, "current_key is {}, but there is no payload key {}", id.0, id.0)
             }
@@ -404,15 +426,38 @@ struct Raw {
     routing_key: Option<HexKey>,
     current_key: Option<u32>,
     #[serde(default)]
+    retired_keys: Vec<u32>,
+    #[serde(default)]
     payload_keys: Vec<RawPayloadKey>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawPayloadKey {
+pub(crate) struct RawPayloadKey {
     id: u32,
     created_at_ms: u64,
+    activates_at_ms: Option<u64>,
     key: HexKey,
+}
+
+impl RawPayloadKey {
+    /// The payload keys of a file.
+    pub(crate) fn all(raw: Vec<Self>) -> Result<BTreeMap<KeyId, PayloadKey>, KeyringError> {
+        if raw.len() > PAYLOAD_KEYS_MAX {
+            return Err(KeyringError::TooManyKeys(raw.len()));
+        }
+        let mut keys = BTreeMap::new();
+        for entry in raw {
+            let id = KeyId(entry.id);
+            let secret = entry.key.secret().map_err(|why| KeyringError::PayloadKey { id, why })?;
+            let created_at = WallTime(entry.created_at_ms);
+            let activates_at = entry.activates_at_ms.map(WallTime);
+            if keys.insert(id, PayloadKey { secret, created_at, activates_at }).is_some() {
+                return Err(KeyringError::DuplicateId(id));
+            }
+        }
+        Ok(keys)
+    }
 }
 
 /// A string that should be 64 hex digits; `None` if it is not, so that the error can name the field.
@@ -440,6 +485,19 @@ impl<'de> Deserialize<'de> for HexKey {
     }
 }
 
+/// The bytes of a file that may hold keys.
+pub(crate) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, LoadError> {
+    let unreadable = |error: io::Error| LoadError::File { path: path.into(), kind: error.kind() };
+    // Read into its final buffer: a growing one would leave copies of the secrets behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_BYTES_MAX + 1));
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() > FILE_BYTES_MAX {
+        return Err(LoadError::Keyring { path: path.into(), error: KeyringError::TooLarge });
+    }
+    Ok(bytes)
+}
+
 fn secret_from_hex(text: &str) -> Option<Secret> {
     if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
@@ -452,12 +510,12 @@ fn secret_from_hex(text: &str) -> Option<Secret> {
     }))
 }
 
-fn malformed(text: &[u8], at: usize) -> KeyringError {
+pub(crate) fn malformed(text: &[u8], at: usize) -> KeyringError {
     let before = &text[..at.min(text.len())];
     KeyringError::Malformed { line: 1 + before.iter().filter(|byte| **byte == b'\n').count() }
 }
 
-fn text_with_room(bytes: usize) -> Zeroizing<String> {
+pub(crate) fn text_with_room(bytes: usize) -> Zeroizing<String> {
     Zeroizing::new(String::with_capacity(bytes))
 }
 
@@ -467,10 +525,21 @@ fn push_shared(text: &mut String, access_token: &Secret, admission: &Secret) {
     push_hex(text, "admission_key", admission);
 }
 
-fn push_number(text: &mut String, field: &str, number: u64) {
+pub(crate) fn push_number(text: &mut String, field: &str, number: u64) {
     // TOML knows no larger integer.
     let number = number.min(i64::MAX as u64);
     writeln!(text, "{field} = {number}").expect("writing to a string cannot fail");
+}
+
+/// Adds a payload key to a text with room for it.
+pub(crate) fn push_payload_key(text: &mut String, id: KeyId, key: &PayloadKey) {
+    text.push_str("\n[[payload_keys]]\n");
+    push_number(text, "id", id.0.into());
+    push_number(text, "created_at_ms", key.created_at.0);
+    if let Some(at) = key.activates_at {
+        push_number(text, "activates_at_ms", at.0);
+    }
+    push_hex(text, "key", &key.secret);
 }
 
 fn push_hex(text: &mut String, field: &str, secret: &Secret) {
@@ -509,7 +578,9 @@ mod tests {
         let again = ClientKeyring::parse(&keyring.to_text()).unwrap();
         assert_eq!(again.to_text(), keyring.to_text());
         assert_eq!(again.current_key(), KeyId(1));
-        assert_eq!(again.payload_keys().collect::<Vec<_>>(), [(KeyId(1), WallTime(1_763_964_000_000))]);
+        let keys: Vec<_> =
+            again.payload_keys().map(|key| (key.id, key.created_at, key.activates_at)).collect();
+        assert_eq!(keys, [(KeyId(1), WallTime(1_763_964_000_000), None)]);
         assert_eq!(again.payload_key(KeyId(1)).unwrap().bytes(), &[0xa3; 32]);
     }
 
@@ -519,12 +590,14 @@ mod tests {
         for id in 2..=PAYLOAD_KEYS_MAX {
             write!(
                 text,
-                "\n[[payload_keys]]\nid = {}\ncreated_at_ms = {}\nkey = \"{id:064x}\"\n",
+                "\n[[payload_keys]]\nid = {}\ncreated_at_ms = {max}\nactivates_at_ms = {max}\nkey = \"{id:064x}\"\n",
                 u32::MAX - id as u32,
-                i64::MAX
+                max = i64::MAX
             )
             .unwrap();
         }
+        let retired: Vec<u32> = (0..RETIRED_KEYS_MAX as u32).map(|n| u32::MAX / 2 - n).collect();
+        text = text.replace("current_key", &format!("retired_keys = {retired:?}\ncurrent_key"));
         assert!(ClientKeyring::parse(&text).unwrap().to_text().len() <= FILE_BYTES_MAX);
         text.push_str(&format!("\n[[payload_keys]]\nid = 9\ncreated_at_ms = 1\nkey = \"{:064x}\"\n", 9_999));
         assert_eq!(ClientKeyring::parse(&text).unwrap_err(), KeyringError::TooManyKeys(PAYLOAD_KEYS_MAX + 1));
@@ -621,12 +694,15 @@ mod tests {
 
         std::fs::write(&path, &*example().to_text()).unwrap();
         assert_eq!(ClientKeyring::load(&path).unwrap().to_text(), example().to_text());
+        assert_eq!(ClientKeyring::load(&path).unwrap().source(), Some(&*path));
 
         std::fs::write(&path, b"version = 1\n\xff").unwrap();
         let error = KeyringError::Malformed { line: 2 };
         assert_eq!(ClientKeyring::load(&path).unwrap_err(), LoadError::Keyring { path: path.clone(), error });
 
         std::fs::write(&path, vec![b'#'; FILE_BYTES_MAX + 1]).unwrap();
+        assert_eq!(ClientKeyring::parse(&example().to_text()).unwrap().source(), None);
+
         let error = KeyringError::TooLarge;
         assert_eq!(ClientKeyring::load(&path).unwrap_err(), LoadError::Keyring { path: path.clone(), error });
 

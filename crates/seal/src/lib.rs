@@ -6,11 +6,17 @@
 
 mod derive;
 mod keyring;
+mod lifecycle;
+#[cfg(test)]
+mod nonce_hunt;
 mod plaintext;
 mod seal;
+mod turn;
 #[cfg(test)]
 mod vectors;
 
 pub use keyring::{ClientKeyring, FieldError, KeyringError, LoadError, PAYLOAD_KEYS_MAX};
+pub use lifecycle::{ChangeError, Imported, KeyState, PayloadKeyInfo};
 pub use plaintext::{ContentError, Opened, UserHeader};
 pub use seal::{Draft, OpenError, Opener, SESSION_MESSAGES_MAX, SealError, Sealer};
+pub use turn::KeyLimits;

@@ -1,7 +1,7 @@
 //! Closes and opens messages: one [`Sealer`] per producer session, one [`Opener`] per receiver.
 //!
-//! Invariant: a sealer never uses a (shard, sequence) twice, so no nonce repeats under its keys. Absent here: retries; they
-//! send the bytes that were sealed, they do not seal again.
+//! Invariant: a sealer never uses a (shard, sequence) twice, so no nonce repeats under its keys, whichever of them it is at.
+//! Absent here: retries; they send the bytes that were sealed, they do not seal again.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use swarmmq_protocol::{
     codec::DecodeError,
     envelope::{self, Header},
-    id::{Address, KeyHash, KeyId, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
+    id::{Address, KeyHash, KeyId, KeyRenewal, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
     limits::{MAC_BYTES, TAG_BYTES},
     mac::{self, MacKey},
     time::WallTime,
@@ -19,13 +19,12 @@ use crate::{
     derive::{Session, SessionKey, SessionKeys, SessionName},
     keyring::ClientKeyring,
     plaintext::{ContentError, Opened, Plaintext, UserHeader},
+    turn::{KeyLimits, NoMoreKeys, Turn},
 };
 
-/// Messages one session may seal, over all shards and addresses.
-///
-/// AES-GCM loses its margin with the blocks sealed under one key: 2^32 messages of 1 MiB are 2^48 blocks, an advantage of
-/// about 2^-32. At 100,000 messages per second that is twelve hours; then open a new session.
-pub const SESSION_MESSAGES_MAX: u64 = 1 << 32;
+/// Messages one session may seal, over all shards and addresses. No key wears out: it is replaced long before, see
+/// [`KeyLimits`]. But nodes take no sequence above 2^48, and half of them is enough.
+pub const SESSION_MESSAGES_MAX: u64 = 1 << 47;
 
 /// Shards one session may seal for; a cluster has far fewer.
 const SHARDS_MAX: usize = 1 << 16;
@@ -60,7 +59,8 @@ impl<'a> Draft<'a> {
 /// Seals the messages of one producer session.
 pub struct Sealer {
     keyring: ClientKeyring,
-    key_id: KeyId,
+    limits: KeyLimits,
+    turn: Turn,
     session: Session,
     admission: MacKey,
     routing: MacKey,
@@ -70,13 +70,14 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// A sealer for a new session, under the keyring's current key.
+    /// A sealer for a new session. Each message is sealed under the key that the keyring names for its time.
     ///
     /// * `salt`: 256 fresh random bits. Never use a salt for a second sealer: its sequences would repeat nonces.
     pub fn new(keyring: &ClientKeyring, producer: ProducerId, epoch: ProducerEpoch, salt: Salt) -> Self {
         Self {
-            key_id: keyring.current_key(),
-            session: Session { producer, epoch, salt },
+            limits: KeyLimits::default(),
+            turn: Turn::new(),
+            session: Session { producer, epoch, salt, renewal: KeyRenewal(0) },
             admission: keyring.admission_key(),
             routing: keyring.routing_key(),
             keys: SessionKeys::default(),
@@ -86,9 +87,41 @@ impl Sealer {
         }
     }
 
+    /// With other limits than the usual ones.
+    #[must_use]
+    pub fn with_limits(mut self, limits: KeyLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Seals under the keys of `keyring` from the next message on. What was sealed keeps its bytes.
+    ///
+    /// Only payload keys are taken from it; [`ClientKeyring::is_of_same_cluster`] says whether that is enough.
+    pub fn take_keyring(&mut self, keyring: &ClientKeyring) {
+        let is_same = |id: KeyId| match (self.keyring.payload_key(id), keyring.payload_key(id)) {
+            (Some(old), Some(new)) => old.bytes() == new.bytes(),
+            _ => false,
+        };
+        let must_leave = self.turn.key_id().is_some_and(|id| !is_same(id));
+        self.turn.keyring_replaced(must_leave);
+        self.keyring = keyring.clone();
+    }
+
+    /// The payload key of the last message; `None` before the first.
+    pub fn key_id(&self) -> Option<KeyId> {
+        self.turn.key_id()
+    }
+
     /// The hash of `key` that nodes see, and that picks its shard where the order is by key.
     pub fn key_hash(&self, address: &Address, key: &[u8]) -> KeyHash {
         mac::key_hash(&self.routing, address, key)
+    }
+
+    /// As if it had taken so many keys before.
+    #[cfg(test)]
+    pub(crate) fn begin_at(&mut self, renewal: KeyRenewal) {
+        self.turn.renewed_before(renewal);
+        self.session.renewal = renewal;
     }
 
     /// Messages this session may still seal.
@@ -103,13 +136,14 @@ impl Sealer {
     pub fn seal(&mut self, draft: &Draft<'_>) -> Result<Bytes, SealError> {
         let plaintext = draft.plaintext();
         let plaintext_bytes = plaintext.bytes()?;
-        self.spend(draft.shard, draft.sequence)?;
+        self.check(draft.shard, draft.sequence)?;
 
         let address = draft.address.as_str();
-        let header = Header {
+        let mut header = Header {
             address,
             shard: draft.shard,
-            key_id: self.key_id,
+            key_id: KeyId(0),
+            renewal: KeyRenewal(0),
             producer: self.session.producer,
             epoch: self.session.epoch,
             sequence: draft.sequence,
@@ -121,14 +155,19 @@ impl Sealer {
         let header_bytes = header.encoded_bytes();
         let ciphertext_bytes = plaintext_bytes + TAG_BYTES;
         let total = header_bytes + ciphertext_bytes + MAC_BYTES;
+        (header.key_id, header.renewal) =
+            self.take_turn(draft.published_at, (header_bytes + ciphertext_bytes) as u64)?;
+        self.spent.insert(draft.shard, draft.sequence);
+        self.sealed += 1;
 
         let mut sealed = Vec::with_capacity(total);
         header.encode(ciphertext_bytes as u32, &mut sealed);
         plaintext.write(&mut sealed);
         assert_eq!(sealed.len(), header_bytes + plaintext_bytes, "lengths computed and written differ");
 
+        let key_id = header.key_id;
         let (header, text) = sealed.split_at_mut(header_bytes);
-        let tag = self.key(address).seal(draft.shard, draft.sequence, header, text);
+        let tag = self.key(key_id, address).seal(draft.shard, draft.sequence, header, text);
         sealed.extend_from_slice(&tag);
         let mac = self.admission.sign(&[&sealed]);
         sealed.extend_from_slice(&mac);
@@ -136,8 +175,8 @@ impl Sealer {
         Ok(sealed.into())
     }
 
-    /// Takes the sequence for good, before anything is encrypted under it.
-    fn spend(&mut self, shard: ShardId, sequence: Sequence) -> Result<(), SealError> {
+    /// Whether the sequence may be spent. It is spent before anything is encrypted under it.
+    fn check(&self, shard: ShardId, sequence: Sequence) -> Result<(), SealError> {
         if self.sealed >= SESSION_MESSAGES_MAX {
             return Err(SealError::Exhausted);
         }
@@ -148,15 +187,23 @@ impl Sealer {
         if last == Sequence(0) && self.spent.len() >= SHARDS_MAX {
             return Err(SealError::TooManyShards { max: SHARDS_MAX });
         }
-        self.spent.insert(shard, sequence);
-        self.sealed += 1;
         Ok(())
     }
 
-    fn key(&mut self, address: &str) -> &SessionKey {
-        let Self { keyring, key_id, session, keys, .. } = self;
+    /// Which key one more message of so many bytes is sealed with.
+    fn take_turn(&mut self, now: WallTime, bytes: u64) -> Result<(KeyId, KeyRenewal), SealError> {
+        let is_new = self.turn.before_message(&self.keyring, &self.limits, now, bytes);
+        if is_new.map_err(|NoMoreKeys| SealError::Exhausted)? {
+            self.keys.clear();
+            self.session.renewal = self.turn.renewal();
+        }
+        Ok((self.turn.key_id().expect("taken above"), self.session.renewal))
+    }
+
+    fn key(&mut self, key_id: KeyId, address: &str) -> &SessionKey {
+        let Self { keyring, session, keys, .. } = self;
         keys.find_or_insert(address.as_bytes(), || {
-            let payload_key = keyring.payload_key(*key_id).expect("a keyring holds its current key");
+            let payload_key = keyring.payload_key(key_id).expect("a keyring holds the key that it names");
             SessionKey::derive(payload_key, address, session)
         })
     }
@@ -167,7 +214,7 @@ impl fmt::Debug for Sealer {
         f.debug_struct("Sealer")
             .field("producer", &self.session.producer)
             .field("epoch", &self.session.epoch)
-            .field("key_id", &self.key_id)
+            .field("turn", &self.turn)
             .field("sealed", &self.sealed)
             .finish_non_exhaustive()
     }
@@ -183,6 +230,13 @@ impl Opener {
     /// An opener that holds the keys of `keyring`.
     pub fn new(keyring: &ClientKeyring) -> Self {
         Self { keyring: keyring.clone(), keys: SessionKeys::default() }
+    }
+
+    /// Opens with the keys of `keyring` from now on.
+    pub fn take_keyring(&mut self, keyring: &ClientKeyring) {
+        self.keyring = keyring.clone();
+        // They may come from payload keys that are not there any more.
+        self.keys.clear();
     }
 
     /// Opens one sealed message that was handed out as one of `address` in `shard`: a node that mixes them up, or lies,
@@ -217,7 +271,12 @@ impl Opener {
         let header = message.header();
         let key_id = header.key_id();
         let payload_key = self.keyring.payload_key(key_id).ok_or(OpenError::UnknownKey(key_id))?;
-        let session = Session { producer: header.producer(), epoch: header.epoch(), salt: header.salt() };
+        let session = Session {
+            producer: header.producer(),
+            epoch: header.epoch(),
+            salt: header.salt(),
+            renewal: header.renewal(),
+        };
         let name = SessionName::new(key_id, header.address(), &session);
 
         let (text, tag) = message.ciphertext().split_at(message.ciphertext().len() - TAG_BYTES);
@@ -263,7 +322,7 @@ pub enum SealError {
         /// Most allowed.
         max: usize,
     },
-    /// [`SESSION_MESSAGES_MAX`] messages were sealed: open a new session with a new salt.
+    /// [`SESSION_MESSAGES_MAX`] messages were sealed, or 2^32 keys used up: open a new session with a new salt.
     Exhausted,
 }
 
@@ -280,7 +339,7 @@ impl fmt::Display for SealError {
             }
             Self::TooManyShards { max } => write!(f, "one session seals for at most {max} shards"),
             Self::Exhausted => {
-                write!(f, "the session has sealed {SESSION_MESSAGES_MAX} messages and must be renewed")
+                write!(f, "the session has sealed all that it may and must be replaced")
             }
         }
     }
@@ -523,6 +582,13 @@ mod tests {
         assert!(sealer.seal(&draft(&address, 1, b"last")).is_ok());
         assert_eq!(sealer.remaining(), 0);
         assert_eq!(sealer.seal(&draft(&address, 2, b"more")), Err(SealError::Exhausted));
+
+        let once = KeyLimits { messages: 1, ..KeyLimits::default() };
+        let mut sealer = self::sealer().with_limits(once);
+        sealer.seal(&draft(&address, 1, b"first")).unwrap();
+        sealer.turn.renewed_before(KeyRenewal(u32::MAX));
+        assert_eq!(sealer.seal(&draft(&address, 2, b"more")), Err(SealError::Exhausted));
+        assert_eq!(sealer.remaining(), SESSION_MESSAGES_MAX - 1, "nothing was spent");
     }
 
     #[test]
@@ -615,7 +681,8 @@ mod tests {
         let headers = [header("canary", b"canary")];
         let sealed = sealer.seal(&Draft { headers: &headers, ..draft(&address("a"), 1, b"canary") }).unwrap();
         let opened = opener.open(&sealed).unwrap();
-        let session = Session { producer: ProducerId(7), epoch: ProducerEpoch(1), salt: SALT };
+        let (producer, epoch) = (ProducerId(7), ProducerEpoch(1));
+        let session = Session { producer, epoch, salt: SALT, renewal: KeyRenewal(0) };
         let keyring = keyring(0xa0);
         let address_key = crate::derive::address_key(keyring.payload_key(KeyId(1)).unwrap(), "a");
         let session_key = crate::derive::session_secret(&address_key, "a", &session);

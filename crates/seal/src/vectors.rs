@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use swarmmq_protocol::{
     envelope,
-    id::{Address, KeyHash, KeyId, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
+    id::{Address, KeyHash, KeyId, KeyRenewal, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
     mac::ring,
     time::WallTime,
 };
@@ -27,6 +27,8 @@ struct Case {
     address: String,
     shard: u32,
     key_id: u32,
+    #[serde(default)]
+    renewal: u32,
     payload_key: String,
     producer: String,
     epoch: String,
@@ -67,6 +69,7 @@ impl Case {
             producer: ProducerId(u128::from_be_bytes(array(&self.producer))),
             epoch: ProducerEpoch(u64::from_be_bytes(array(&self.epoch))),
             salt: Salt(array(&self.salt)),
+            renewal: KeyRenewal(self.renewal),
         }
     }
 }
@@ -85,9 +88,15 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn vectors() -> Vectors {
-    let vectors: Vectors =
-        toml::from_str(include_str!("../testdata/envelope_v1.toml")).expect("the vectors parse");
-    assert_eq!(vectors.case.len(), 9);
+    let read = |text| toml::from_str::<Vectors>(text).expect("the vectors parse");
+    let mut vectors = read(include_str!("../testdata/envelope_v1.toml"));
+    let renewed = read(include_str!("../testdata/envelope_v1_renewed.toml"));
+    assert_eq!((vectors.case.len(), renewed.case.len()), (9, 3));
+    assert_eq!(
+        (&vectors.admission_key, &vectors.routing_key),
+        (&renewed.admission_key, &renewed.routing_key)
+    );
+    vectors.case.extend(renewed.case);
     vectors
 }
 
@@ -109,6 +118,7 @@ fn every_step_gives_the_bytes_of_the_second_implementation() {
         assert_eq!(hex(&envelope::nonce(shard, sequence)), case.nonce, "{name}: nonce");
 
         let mut sealer = Sealer::new(&keyring, session.producer, session.epoch, session.salt);
+        sealer.begin_at(session.renewal);
         let key = case.key.as_deref().map(unhex);
         let key_hash = key.as_deref().map(|key| sealer.key_hash(&address, key));
         assert_eq!(hex(&key_hash.map_or([0; 16], |KeyHash(bytes)| bytes)), case.key_hash, "{name}: key hash");
@@ -164,6 +174,7 @@ fn every_message_of_the_second_implementation_is_admitted_and_opens() {
         assert!(message.verify(&keyring.admission_key()), "{name}");
         assert_eq!(message.header().key_id(), KeyId(case.key_id), "{name}");
         assert_eq!(message.header().address(), case.address, "{name}");
+        assert_eq!(message.header().renewal(), KeyRenewal(case.renewal), "{name}");
 
         let opened = Opener::new(&keyring).open(&sealed).unwrap();
         assert_eq!(opened.key.as_deref(), case.key.as_deref().map(unhex).as_deref(), "{name}");

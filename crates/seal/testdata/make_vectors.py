@@ -7,6 +7,7 @@ and SHA-256 from the standard library; the product uses AWS-LC. Prints the vecto
 import hashlib
 import hmac
 import struct
+import sys
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -41,13 +42,17 @@ def ring(address, key_hash, shard_count):
 
 
 def seal(name, address=b"shop.orders", shard=3, key_id=1, producer=None, epoch=1, sequence=1, salt=None,
-         published_at_ms=1763964000123, key=None, trace=None, headers=(), body=b"hello"):
+         published_at_ms=1763964000123, key=None, trace=None, headers=(), body=b"hello", renewal=0):
     payload_key = secret("payload key %d" % key_id)
     producer = producer or secret("producer " + name, 16)
     salt = salt or secret("salt " + name)
 
     address_key = hkdf(b"swarmmq/address/v1", payload_key, address)
-    info = b"swarmmq/session/v1" + bytes([len(address)]) + address + producer + struct.pack(">Q", epoch)
+    info = bytes([len(address)]) + address + producer + struct.pack(">Q", epoch)
+    if renewal == 0:
+        info = b"swarmmq/session/v1" + info
+    else:
+        info = b"swarmmq/renewed/v1" + info + struct.pack(">I", renewal)
     session_key = hkdf(salt, address_key, info)
 
     plaintext = struct.pack(">H", len(headers))
@@ -64,7 +69,7 @@ def seal(name, address=b"shop.orders", shard=3, key_id=1, producer=None, epoch=1
 
     flags = (1 if key is not None else 0) | (2 if trace is not None else 0)
     header_len = 112 + (26 if trace is not None else 0) + len(address)
-    header = struct.pack(">BBBBHHIIII", 1, 1, flags, len(address), header_len, 0, len(plaintext) + 16, shard, key_id, 0)
+    header = struct.pack(">BBBBHHIIII", 1, 1, flags, len(address), header_len, 0, len(plaintext) + 16, shard, key_id, renewal)
     header += producer + struct.pack(">QQ", epoch, sequence) + salt + struct.pack(">Q", published_at_ms) + key_hash
     header += (trace or b"") + address
     assert len(header) == header_len
@@ -78,6 +83,8 @@ def seal(name, address=b"shop.orders", shard=3, key_id=1, producer=None, epoch=1
     print('name = "%s"' % name)
     print('address = "%s"' % address.decode())
     print("shard = %d\nkey_id = %d" % (shard, key_id))
+    if renewal != 0:
+        print("renewal = %d" % renewal)
     for field, value in [
         ("payload_key", payload_key), ("producer", producer), ("epoch", struct.pack(">Q", epoch)),
         ("sequence", struct.pack(">Q", sequence)), ("salt", salt),
@@ -104,6 +111,12 @@ print("# Made by make_vectors.py; see README.md. Bytes and numbers of 64 bits an
 print('admission_key = "%s"' % ADMISSION_KEY.hex())
 print('routing_key = "%s"' % ROUTING_KEY.hex())
 print("shard_counts = %s" % SHARD_COUNTS)
+if sys.argv[1:] == ["renewed"]:
+    seal("renewed once", renewal=1, sequence=4194305)
+    seal("renewed for another payload key", renewal=2, key_id=2, key=b"customer-17", trace=TRACE, headers=HEADERS)
+    seal("renewed as often as can be", address=LONG_ADDRESS, shard=2**32 - 1, key_id=2**32 - 1, producer=b"\xff" * 16,
+         epoch=2**64 - 1, sequence=2**64 - 1, salt=b"\xff" * 32, renewal=2**32 - 1)
+    sys.exit()
 seal("plain")
 seal("with a key", key=b"customer-17")
 seal("with a trace", trace=TRACE, sequence=2)

@@ -15,8 +15,8 @@ use swarmmq_protocol::{
         Published, Resolve, Settle, SettleAction, SettleItem, Skip, StartAt, Subscribe, Subscribed,
     },
     id::{
-        Address, Attempt, ClusterId, ConsumerId, GroupName, KeyId, NodeId, ProducerEpoch, ProducerId, Salt,
-        Sequence, ShardId,
+        Address, Attempt, ClusterId, ConsumerId, GroupName, KeyId, KeyRenewal, NodeId, ProducerEpoch,
+        ProducerId, Salt, Sequence, ShardId,
     },
     mac::{self, MacKey},
     node_key::NodeSecret,
@@ -280,6 +280,7 @@ impl Sender {
             address,
             shard,
             key_id: KeyId(1),
+            renewal: KeyRenewal(0),
             producer: self.producer,
             epoch: ProducerEpoch(1),
             sequence: Sequence(sequence),

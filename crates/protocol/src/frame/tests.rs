@@ -12,8 +12,8 @@ use crate::{
     },
     envelope::Header,
     id::{
-        Address, Attempt, ClusterId, ConsumerId, GroupName, KeyHash, KeyId, NodeId, Offset, ProducerEpoch,
-        ProducerId, ProducerName, Salt, Sequence, ShardId, Term,
+        Address, Attempt, ClusterId, ConsumerId, GroupName, KeyHash, KeyId, KeyRenewal, NodeId, Offset,
+        ProducerEpoch, ProducerId, ProducerName, Salt, Sequence, ShardId, Term,
     },
     policy::{Cohort, Policy, Routing},
     route::{
@@ -28,6 +28,7 @@ fn sealed(sequence: u64, address: &str) -> Bytes {
         address,
         shard: ShardId(3),
         key_id: KeyId(1),
+        renewal: KeyRenewal(0),
         producer: ProducerId(7),
         epoch: ProducerEpoch(1),
         sequence: Sequence(sequence),
