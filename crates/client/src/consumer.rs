@@ -40,12 +40,14 @@ const TAKEN_MESSAGES: usize = OUTBOX_MESSAGES / 2;
 /// What becomes of a message that cannot be opened, after the program was told of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unopened {
+    /// It becomes a dead letter, with the reason, and is never delivered to this group again: at once if its seal does not
+    /// match or holds no message; if its key is missing, after [`SubscribeOptions::key_patience`]. Where a message of another
+    /// address was handed out, which says something of the node and nothing of the message, as with [`Unopened::Retry`].
+    #[default]
+    DeadLetter,
     /// It counts as a failed attempt: it comes again after the usual back-off, perhaps to a consumer with the right key,
     /// and becomes a dead letter after the usual number of attempts (1 s doubling to 60 s, 10 attempts).
-    #[default]
     Retry,
-    /// It becomes a dead letter at once.
-    DeadLetter,
 }
 
 /// How a consumer joins a group.
@@ -65,6 +67,10 @@ pub struct SubscribeOptions {
     pub deadline: Duration,
     /// What becomes of messages that cannot be opened.
     pub unopened: Unopened,
+    /// Time for a keyring that is on its way, by default 30 s: so long after a key was first missed, messages that need it are
+    /// given back and come again a little later. They count as failed attempts, of which an
+    /// address allows 10 and this needs seven. With [`Unopened::DeadLetter`] only.
+    pub key_patience: Duration,
 }
 
 impl Default for SubscribeOptions {
@@ -76,6 +82,7 @@ impl Default for SubscribeOptions {
             credit_bytes: 8 << 20,
             deadline: Duration::from_secs(30),
             unopened: Unopened::default(),
+            key_patience: Duration::from_secs(30),
         }
     }
 }
@@ -84,6 +91,15 @@ impl Default for SubscribeOptions {
 pub(crate) enum Handed {
     Message(Received),
     Unopened { id: MessageId, delivery: Handout, error: OpenError },
+}
+
+/// The reason that a dead letter carries.
+pub(crate) fn why_unopened(error: &OpenError) -> String {
+    match error {
+        OpenError::UnknownKey(id) => format!("undecryptable: no key {} in this keyring", id.0),
+        OpenError::Forged => "undecryptable: the seal does not match".into(),
+        other => format!("undecryptable: {other}"),
+    }
 }
 
 /// One consumer of a group, made with [`SwarmMq::subscribe`].
@@ -160,10 +176,10 @@ impl Consumer {
             Handed::Unopened { id, delivery, error } => {
                 // Settled only now that the program is told: otherwise a wrong key would run through a whole backlog
                 // before anybody noticed.
-                let reason = format!("cannot be opened: {error}");
+                let reason = why_unopened(&error);
                 let action = match self.unopened {
-                    Unopened::Retry => SettleAction::Nack { delay: None },
-                    Unopened::DeadLetter => SettleAction::DeadLetter,
+                    Unopened::DeadLetter if error != OpenError::Misplaced => SettleAction::DeadLetter,
+                    Unopened::DeadLetter | Unopened::Retry => SettleAction::Nack { delay: None },
                 };
                 // Nobody waits for the end: if the settlement does not hold, the message comes again.
                 drop(settle(&self.commands, self.number, delivery, action, reason));

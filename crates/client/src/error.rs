@@ -46,6 +46,12 @@ pub enum Error {
     },
     /// The message cannot be sealed. Nothing was sent. Blame: caller.
     Seal(SealError),
+    /// The keyring's file, or another keyring, cannot be used. Nothing changed: the keys from before go on. Blame:
+    /// configuration.
+    Keyring {
+        /// What is wrong with it, for people; never a part of a key.
+        message: String,
+    },
     /// A message cannot be opened. From [`Consumer::next`](crate::Consumer::next): it is settled as
     /// [`SubscribeOptions::unopened`](crate::SubscribeOptions::unopened) says. From
     /// [`SwarmMq::peek`](crate::SwarmMq::peek): nothing changed. Blame: keyring, or somebody altered it.
@@ -80,6 +86,7 @@ impl Error {
             Self::Failed { code, .. } | Self::Unknown { code, .. } => code.text(),
             Self::Name { .. } => "invalid_name",
             Self::Seal(_) => "too_large",
+            Self::Keyring { .. } => "keyring",
             Self::Open { .. } => "cannot_open",
             Self::LeaseLost => "lease_lost",
             Self::Closed => "closed",
@@ -102,6 +109,7 @@ impl Error {
             Self::Name { .. } => 2,
             Self::Seal(_) => 6,
             Self::Open { .. } => 4,
+            Self::Keyring { .. } => 7,
             Self::Failed { code, .. } => match code {
                 Code::Unauthenticated | Code::NotAllowed | Code::Forged => 4,
                 Code::Limit | Code::TooLarge | Code::BacklogFull | Code::DiskFull | Code::Busy => 6,
@@ -128,6 +136,7 @@ impl fmt::Display for Error {
             }
             Self::Name { given, error } => write!(f, "{given:?} is no valid name: {error}"),
             Self::Seal(error) => write!(f, "the message cannot be sealed: {error}"),
+            Self::Keyring { message } => write!(f, "the keyring cannot be used: {message}"),
             Self::Open { id, error } => write!(f, "message {id} cannot be opened: {error}"),
             Self::LeaseLost => write!(f, "the lease was lost: another consumer has or had this message"),
             Self::Closed => write!(f, "the connection was closed by this program"),
@@ -142,6 +151,7 @@ impl std::error::Error for Error {
             Self::Seal(error) => Some(error),
             Self::Open { error, .. } => Some(error),
             Self::Unreachable { .. }
+            | Self::Keyring { .. }
             | Self::Failed { .. }
             | Self::Unknown { .. }
             | Self::LeaseLost

@@ -53,11 +53,11 @@ pub use swarmmq_protocol::{
     admin::{self, AdminAnswer, AdminRequest, Order},
     error::{Code, Outcome},
     frame::StartAt,
-    id::{Address, ClusterId, GroupName, MessageId, NameError, Offset, ProducerName, ShardId},
+    id::{Address, ClusterId, GroupName, KeyId, MessageId, NameError, Offset, ProducerName, ShardId},
     policy::{self, Policy},
     time::WallTime,
 };
-pub use swarmmq_seal::{ClientKeyring, LoadError, OpenError, SealError};
+pub use swarmmq_seal::{ClientKeyring, KeyLimits, KeyState, LoadError, OpenError, PayloadKeyInfo, SealError};
 use tokio::sync::{mpsc, oneshot};
 
 use self::driver::{Command, Driver, Question, Reply, after};
@@ -94,6 +94,26 @@ pub struct Options {
     /// Ask the cluster who leads what, send messages to leaders directly where they can be reached, and fall back to any node
     /// that the cluster names. By default true; otherwise everything goes by way of one of `servers`.
     pub direct: bool,
+    /// How often the file is looked at that the keyring was loaded from, by default every second; `None`: only when the program
+    /// says so, with [`SwarmMq::reload_keyring`]. A keyring from elsewhere has no file.
+    pub keyring_look: Option<Duration>,
+    /// How much one session key may seal before its session takes a fresh one. Smaller limits are safe, larger ones are not.
+    pub key_limits: KeyLimits,
+}
+
+/// What a client does with its keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyringState {
+    /// The payload key that seals now.
+    pub sealing_key: KeyId,
+    /// All payload keys that it holds, lowest first.
+    pub keys: Vec<PayloadKeyInfo>,
+    /// How often keys were replaced since the client was made.
+    pub replaced: u64,
+    /// Why the file could not be used at the last look; the keys from before go on.
+    pub problem: Option<String>,
+    /// Messages told as [`Error::Open`] by consumers that make dead letters of them.
+    pub undecryptable: u64,
 }
 
 impl Options {
@@ -108,6 +128,8 @@ impl Options {
             close_timeout: Duration::from_secs(5),
             silence_max: Duration::from_secs(10),
             direct: true,
+            keyring_look: Some(Duration::from_secs(1)),
+            key_limits: KeyLimits::default(),
         }
     }
 }
@@ -258,6 +280,38 @@ impl SwarmMq {
         self.commands.send(Command::Ask(question(reply), after(deadline))).map_err(|_| Error::Closed)?;
         // The driver keeps the deadline: it knows whether the question was ever sent.
         answer.await.unwrap_or(Err(Error::cut_off()))
+    }
+
+    /// Looks at once at the file that the keyring was loaded from. True: other keys are used from now on.
+    ///
+    /// * [`Error::Keyring`]: there is no file, or none that can be used; the keys from before go on.
+    /// * Cancel safe: the look goes on, and only its answer is lost.
+    pub async fn reload_keyring(&self) -> Result<bool, Error> {
+        self.change_keyring(Command::ReloadKeyring).await
+    }
+
+    /// Uses `keyring` from now on, for programs that keep keys elsewhere than in a file. True: it is another one than before.
+    ///
+    /// What was sealed is repeated as it is, sessions go on. [`Error::Keyring`]: it belongs to another cluster; nothing
+    /// changed. Cancel safety as for [`SwarmMq::reload_keyring`].
+    pub async fn use_keyring(&self, keyring: ClientKeyring) -> Result<bool, Error> {
+        self.change_keyring(|reply| Command::UseKeyring(keyring, reply)).await
+    }
+
+    async fn change_keyring(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<bool, Error>>) -> Command,
+    ) -> Result<bool, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).map_err(|_| Error::Closed)?;
+        answer.await.unwrap_or(Err(Error::Closed))
+    }
+
+    /// Which keys are used now, and how that went. [`Error::Closed`] if the client has ended.
+    pub async fn keyring_state(&self) -> Result<KeyringState, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::TellKeyring(reply)).map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)
     }
 
     /// Ends all sessions of this connection, whoever holds handles to them: producers finish what is under way, consumers

@@ -1,5 +1,8 @@
 //! The consumers of one connection: opens what is delivered, hands it to the program, and carries settlements back.
 //!
+//! A message that cannot be opened waits until the keyring's file was looked at, which takes milliseconds. If its key is still
+//! not there it is given back for a while, in silence: a keyring may be on its way. In the end the program is told.
+//!
 //! A message waits in its session until the program is about to need it, because there it can still be taken back when
 //! its lease is lost; only [`OUTBOX_MESSAGES`] at a time lie opened in a consumer's outbox.
 
@@ -10,22 +13,34 @@ use swarmmq_protocol::{
     envelope,
     error::Code,
     frame::{self, Answer, Deliver, LeaseLost, SettleAction, Settled, Subscribed, Unsubscribe},
-    id::{Address, ConsumerId, GroupName},
+    id::{Address, ConsumerId, GroupName, KeyId},
     session::consumer::{self, ConsumerConfig, Delivery, Handout, SettleResolution, SettleResult},
     time::Instant,
 };
-use swarmmq_seal::{ClientKeyring, Opener};
+use swarmmq_seal::{ClientKeyring, OpenError, Opened, Opener};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Command, Tags, clock::Clock, told};
 use crate::{
-    Error, Received, SettleError, SubscribeOptions,
-    consumer::{Handed, SettleReply},
+    Error, Received, SettleError, SubscribeOptions, Unopened,
+    consumer::{Handed, SettleReply, why_unopened},
 };
 
 /// Messages that lie opened and ready for the program, at most. Enough that a program which takes them in bursts rarely
 /// waits for the driver, few enough that few can lose their lease there unnoticed.
 pub(crate) const OUTBOX_MESSAGES: usize = 64;
+
+/// Pause after which it is worth looking at the keyring's file again because a message cannot be opened.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+/// Longest wait for such a look: a file system that hangs must not keep the other messages.
+const LOOK_TIME_MAX: Duration = Duration::from_secs(5);
+/// Shortest and longest time for which a message whose key is missing is given back.
+const MISSING_PAUSE_MIN: Duration = Duration::from_secs(1);
+const MISSING_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Missing keys that are remembered. Whoever invents more of them gets more patience, bounded by the attempts of the address.
+const MISSING_KEYS_MAX: usize = 1024;
+/// Ticket of settlements whose end nobody waits for.
+const NOBODY: u64 = 0;
 
 /// A consumer to be made.
 pub(crate) struct Subscription {
@@ -56,6 +71,10 @@ struct State {
     address: Address,
     /// Time for a settlement.
     deadline: Duration,
+    unopened: Unopened,
+    key_patience: Duration,
+    /// What could not be opened, and until when it waits for a look at the keyring's file.
+    stuck: Option<(Delivery, Instant)>,
     outbox: mpsc::Sender<Handed>,
     end: oneshot::Sender<Error>,
     joined: Option<(Instant, oneshot::Sender<Result<(), Error>>)>,
@@ -69,7 +88,7 @@ pub(super) struct Consumers {
     clock: Clock,
     /// For handles given to the program; does not keep the driver alive.
     commands: mpsc::WeakUnboundedSender<Command>,
-    opener: Opener,
+    keys: Keys,
     goodbye: Duration,
     connected: bool,
     states: BTreeMap<u64, State>,
@@ -90,7 +109,14 @@ impl Consumers {
         Self {
             clock,
             commands,
-            opener: Opener::new(keyring),
+            keys: Keys {
+                opener: Opener::new(keyring),
+                has_file: keyring.source().is_some(),
+                looked_at: None,
+                wants_look: false,
+                missing: BTreeMap::new(),
+                undecryptable: 0,
+            },
             goodbye,
             connected: false,
             states: BTreeMap::new(),
@@ -98,6 +124,31 @@ impl Consumers {
             farewells: Vec::new(),
             settlements: Vec::new(),
         }
+    }
+
+    /// Whether a message waits for a look at the keyring's file.
+    pub(super) fn wants_look(&self) -> bool {
+        self.keys.wants_look
+    }
+
+    /// The keyring's file was looked at: whoever waited for that goes on.
+    pub(super) fn looked(&mut self) {
+        self.keys.looked_at = Some(self.clock.now());
+        self.keys.wants_look = false;
+    }
+
+    /// Opens with other keys from now on.
+    pub(super) fn take_keyring(&mut self, keyring: &ClientKeyring) {
+        self.keys.opener.take_keyring(keyring);
+        self.keys.has_file = keyring.source().is_some();
+        for key in keyring.payload_keys() {
+            self.keys.missing.remove(&key.id);
+        }
+    }
+
+    /// Messages told to the program that become dead letters because they cannot be opened.
+    pub(super) fn undecryptable(&self) -> u64 {
+        self.keys.undecryptable
     }
 
     pub(super) fn connected(&mut self) {
@@ -140,6 +191,9 @@ impl Consumers {
             session,
             address,
             deadline: options.deadline,
+            unopened: options.unopened,
+            key_patience: options.key_patience,
+            stuck: None,
             outbox,
             end,
             joined: Some((self.clock.of(until), joined)),
@@ -263,7 +317,7 @@ impl Consumers {
             if state.session.is_closed() || state.closing_until.is_some_and(|until| until <= now) {
                 over.push(*number);
             } else if let Some(commands) = &commands {
-                hand_out(*number, state, &mut self.opener, commands);
+                hand_out(now, *number, state, &mut self.keys, commands);
             }
         }
         for number in over {
@@ -282,7 +336,8 @@ impl Consumers {
             let settlement = state.waiting.first_key_value().map(|(_, (until, _))| *until);
             let joined = state.joined.as_ref().map(|(until, _)| *until);
             let session = state.session.next_wake().filter(|_| self.connected);
-            [settlement, joined, session, state.closing_until]
+            let stuck = state.stuck.as_ref().map(|(_, until)| *until);
+            [settlement, joined, session, state.closing_until, stuck]
         });
         let farewell = self.farewells.first().map(|_| Instant(0));
         wakes.chain([farewell]).flatten().min()
@@ -316,42 +371,145 @@ impl State {
     }
 }
 
-/// Opens what was delivered and hands it to the program, as far as the outbox has room.
-fn hand_out(number: u64, state: &mut State, opener: &mut Opener, commands: &mpsc::UnboundedSender<Command>) {
-    // A full outbox is looked at again when the program has taken from it; a closed one belongs to a consumer that the
-    // program has dropped, whose close command is on the way.
-    while let Ok(place) = state.outbox.try_reserve() {
-        let Some(delivery) = state.session.next_delivery() else { break };
-        place.send(open(number, &state.address, delivery, opener, commands));
+/// The keys that messages are opened with, and what is known of those that are missing. Of all consumers together.
+struct Keys {
+    opener: Opener,
+    has_file: bool,
+    /// When the file was looked at last, or a look took too long.
+    looked_at: Option<Instant>,
+    wants_look: bool,
+    /// Since when keys were found to be missing.
+    missing: BTreeMap<KeyId, Instant>,
+    undecryptable: u64,
+}
+
+/// What becomes of a delivery.
+enum Fate {
+    Opened(Opened),
+    /// It may open when the file was looked at.
+    Look,
+    /// Its key is missing: it is to come again after this time.
+    Later(Duration, OpenError),
+    Unopened(OpenError),
+}
+
+impl Keys {
+    fn judge(
+        &mut self,
+        now: Instant,
+        address: &Address,
+        (unopened, patience): (Unopened, Duration),
+        delivery: &Delivery,
+    ) -> Fate {
+        let opened = self.opener.open_from(address, delivery.id.shard, &delivery.sealed);
+        let error = match opened {
+            Ok(opened) => return Fate::Opened(opened),
+            Err(error) => error,
+        };
+        // Another keyring helps if the key is missing, or is another one under the same number.
+        let may_help = matches!(error, OpenError::UnknownKey(_) | OpenError::Forged);
+        let looked_lately = self.looked_at.is_some_and(|at| now < at + LOOK_PAUSE);
+        if may_help && self.has_file && !looked_lately {
+            return Fate::Look;
+        }
+        match error {
+            OpenError::UnknownKey(id) if unopened == Unopened::DeadLetter => {
+                let waited = now.since(self.missing_since(id, now));
+                let left = patience.saturating_sub(waited);
+                if left.is_zero() {
+                    return Fate::Unopened(error);
+                }
+                // As long as it has been missing: few attempts, and soon after the key has come.
+                Fate::Later(waited.clamp(MISSING_PAUSE_MIN, MISSING_PAUSE_MAX).min(left), error)
+            }
+            _ => Fate::Unopened(error),
+        }
+    }
+
+    fn missing_since(&mut self, id: KeyId, now: Instant) -> Instant {
+        if let Some(since) = self.missing.get(&id) {
+            return *since;
+        }
+        if self.missing.len() >= MISSING_KEYS_MAX
+            && let Some(oldest) = self.missing.iter().min_by_key(|(_, since)| **since).map(|(id, _)| *id)
+        {
+            self.missing.remove(&oldest);
+        }
+        self.missing.insert(id, now);
+        now
     }
 }
 
-fn open(
+/// Opens what was delivered and hands it to the program, as far as the outbox has room.
+fn hand_out(
+    now: Instant,
+    number: u64,
+    state: &mut State,
+    keys: &mut Keys,
+    commands: &mpsc::UnboundedSender<Command>,
+) {
+    let State { outbox, session, address, unopened, key_patience, stuck, .. } = state;
+    // A full outbox is looked at again when the program has taken from it; a closed one belongs to a consumer that the
+    // program has dropped, whose close command is on the way.
+    while let Ok(place) = outbox.try_reserve() {
+        let (delivery, until) = match stuck.take() {
+            // Until then, or until the file was looked at.
+            Some((delivery, until)) => (delivery, Some(until)),
+            None => match session.next_delivery() {
+                Some(delivery) => (delivery, None),
+                None => break,
+            },
+        };
+        if until.is_some_and(|until| until <= now) {
+            // The look takes too long; the next one may take as long.
+            keys.looked_at = Some(now);
+        }
+        match keys.judge(now, address, (*unopened, *key_patience), &delivery) {
+            Fate::Opened(opened) => {
+                place.send(Handed::Message(received(number, address, delivery, opened, commands)))
+            }
+            Fate::Look => {
+                keys.wants_look = true;
+                *stuck = Some((delivery, until.unwrap_or(now + LOOK_TIME_MAX)));
+                break;
+            }
+            Fate::Later(delay, error) => {
+                let action = SettleAction::Nack { delay: Some(delay) };
+                session.settle(delivery.handout(), action, why_unopened(&error), NOBODY);
+            }
+            Fate::Unopened(error) => {
+                keys.undecryptable += u64::from(*unopened == Unopened::DeadLetter);
+                let (view, _) =
+                    envelope::split_sealed(&delivery.sealed).expect("checked when the frame was read");
+                let id = view.header().message_id();
+                place.send(Handed::Unopened { id, delivery: delivery.handout(), error });
+            }
+        }
+    }
+}
+
+fn received(
     number: u64,
     address: &Address,
     delivery: Delivery,
-    opener: &mut Opener,
+    opened: Opened,
     commands: &mpsc::UnboundedSender<Command>,
-) -> Handed {
-    let (view, _) = envelope::split_sealed(&delivery.sealed).expect("checked when the frame was read");
+) -> Received {
+    let (view, _) = envelope::split_sealed(&delivery.sealed).expect("it was opened");
     let header = view.header();
-    let id = header.message_id();
-    match opener.open_from(address, delivery.id.shard, &delivery.sealed) {
-        Err(error) => Handed::Unopened { id, delivery: delivery.handout(), error },
-        Ok(opened) => Handed::Message(Received {
-            id,
-            address: address.as_str().to_owned(),
-            key: opened.key,
-            headers: opened.headers.into_iter().map(|header| (header.name, header.value)).collect(),
-            body: opened.body,
-            shard: delivery.id.shard,
-            offset: delivery.id.offset,
-            attempt: delivery.attempt.0,
-            published_at: header.published_at(),
-            dead_reason: delivery.reason,
-            commands: commands.clone(),
-            consumer: number,
-        }),
+    Received {
+        id: header.message_id(),
+        address: address.as_str().to_owned(),
+        key: opened.key,
+        headers: opened.headers.into_iter().map(|header| (header.name, header.value)).collect(),
+        body: opened.body,
+        shard: delivery.id.shard,
+        offset: delivery.id.offset,
+        attempt: delivery.attempt.0,
+        published_at: header.published_at(),
+        dead_reason: delivery.reason,
+        commands: commands.clone(),
+        consumer: number,
     }
 }
 

@@ -9,6 +9,7 @@ mod clock;
 mod consumers;
 mod direct;
 mod elsewhere;
+mod keyring;
 mod orders;
 mod producers;
 mod questions;
@@ -32,6 +33,7 @@ use tokio::sync::{mpsc, oneshot};
 pub(crate) use self::{
     clock::{Clock, after},
     consumers::{OUTBOX_MESSAGES, Settlement, Subscription},
+    keyring::ReloadReply,
     producers::Identity,
     questions::{Question, Reply},
 };
@@ -39,12 +41,13 @@ use self::{
     consumers::Consumers,
     direct::{Directs, Stir},
     elsewhere::{Elsewhere, Found},
+    keyring::Keyring,
     producers::Producers,
     questions::Questions,
     tags::{Owner, Tags},
 };
 use crate::{
-    Error, Options, ProducerOptions,
+    ClientKeyring, Error, KeyringState, Options, ProducerOptions,
     connection::{CONNECT_TIME_MAX, ConnectError, Connection},
     producer::Submission,
 };
@@ -87,6 +90,10 @@ pub(crate) enum Command {
         done: Option<oneshot::Sender<()>>,
     },
     Ask(Question, tokio::time::Instant),
+    /// Look at the keyring's file now.
+    ReloadKeyring(ReloadReply),
+    UseKeyring(ClientKeyring, ReloadReply),
+    TellKeyring(oneshot::Sender<KeyringState>),
     Close {
         done: oneshot::Sender<()>,
     },
@@ -129,6 +136,7 @@ pub(crate) struct Driver {
     producers: Producers,
     consumers: Consumers,
     questions: Questions,
+    keyring: Keyring,
     closing: Option<Closing>,
 }
 
@@ -152,9 +160,10 @@ impl Driver {
             elsewhere: Elsewhere::new(),
             patience: Patience::default(),
             tags: Tags::default(),
-            producers: Producers::new(clock, options.keyring.clone(), tags::ORDERS, goodbye),
+            producers: Producers::new(clock, &options, tags::ORDERS),
             consumers: Consumers::new(clock, &options.keyring, commands, goodbye),
             questions: Questions::new(tags::QUESTIONS, &options.keyring),
+            keyring: Keyring::new(&options),
             closing: None,
             options,
             inbox,
@@ -327,7 +336,7 @@ impl Driver {
         loop {
             self.questions.expire(self.clock.now());
             self.pump_producers(&mut nowhere);
-            self.consumers.tell(&mut self.tags);
+            self.tell_consumers();
             if self.closed(false) {
                 return None;
             }
@@ -337,6 +346,7 @@ impl Driver {
                 done = &mut wait => return Some(done),
                 stir = self.direct.stirs() => self.stirred(stir),
                 command = self.inbox.recv(), if !self.abandoned => self.take_commands(command),
+                looked = self.keyring.looked() => self.looked(looked),
                 () = tokio::time::sleep_until(wake) => {}
             }
         }
@@ -358,7 +368,7 @@ impl Driver {
             self.questions.pump(self.clock.now(), &mut connection.out);
             self.pump_producers(&mut connection.out);
             self.consumers.pump(&mut connection.out);
-            self.consumers.tell(&mut self.tags);
+            self.tell_consumers();
             if connection.out.len() > asked {
                 connection.said();
             }
@@ -388,9 +398,19 @@ impl Driver {
                 }
                 stir = self.direct.stirs() => self.stirred(stir),
                 command = self.inbox.recv(), if !self.abandoned => self.take_commands(command),
+                looked = self.keyring.looked() => self.looked(looked),
                 () = tokio::time::sleep_until(wake) => {}
             }
         }
+    }
+
+    /// Hands out messages. Where one needs a key that is not here, the keyring's file is looked at.
+    fn tell_consumers(&mut self) {
+        self.consumers.tell(&mut self.tags);
+        if self.consumers.wants_look() {
+            self.keyring.seek();
+        }
+        self.keyring.tick();
     }
 
     /// Writes what producers have to say, home and to leaders. What a direct connection cannot carry goes home at once.
@@ -521,7 +541,8 @@ impl Driver {
             self.direct.next_step(),
         ];
         let next = wakes.into_iter().flatten().min().map(|at| self.clock.at(at));
-        let next = [next, self.direct.next_wake(self.direct_bounds())].into_iter().flatten().min();
+        let others = [self.direct.next_wake(self.direct_bounds()), self.keyring.next_wake()];
+        let next = others.into_iter().chain([next]).flatten().min();
         let next = next.unwrap_or_else(|| tokio::time::Instant::now() + SLEEP_MAX);
         self.closing.as_ref().map_or(next, |closing| next.min(closing.until))
     }
@@ -560,6 +581,9 @@ impl Driver {
             Command::Taken => {}
             Command::CloseConsumer { number, done } => self.consumers.close(number, done),
             Command::Ask(question, until) => self.questions.ask(question, self.clock.of(until)),
+            Command::ReloadKeyring(reply) => self.keyring.reload(reply),
+            Command::UseKeyring(keyring, reply) => self.use_keyring(keyring, reply),
+            Command::TellKeyring(reply) => told(reply, self.keyring_state()),
             Command::Close { done } => self.begin_close(Some(done)),
         }
     }
@@ -661,10 +685,14 @@ impl Driver {
                 Command::OpenConsumer(subscription) => told(subscription.joined, Err(Error::Closed)),
                 Command::Settle(settlement) => told(settlement.reply, Err(Error::Closed)),
                 Command::Ask(question, _) => question.fail(Error::Closed),
+                Command::ReloadKeyring(reply) | Command::UseKeyring(_, reply) => {
+                    told(reply, Err(Error::Closed));
+                }
                 // Whoever waits for an end learns it from the reply that is dropped.
                 Command::OpenProducer { .. }
                 | Command::CloseProducer { .. }
                 | Command::Taken
+                | Command::TellKeyring(_)
                 | Command::CloseConsumer { .. }
                 | Command::Close { .. } => {}
             }
@@ -672,6 +700,7 @@ impl Driver {
         self.producers.end();
         self.consumers.end();
         self.questions.end();
+        self.keyring.end();
         for done in self.closing.take().into_iter().flat_map(|closing| closing.done) {
             // The program may have stopped waiting.
             let _unheard = done.send(()).is_err();

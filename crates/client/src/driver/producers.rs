@@ -25,7 +25,7 @@ use swarmmq_protocol::{
     },
     time::Instant,
 };
-use swarmmq_seal::{ClientKeyring, Draft, SESSION_MESSAGES_MAX, Sealer, UserHeader};
+use swarmmq_seal::{ClientKeyring, Draft, KeyLimits, SESSION_MESSAGES_MAX, Sealer, UserHeader};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{
@@ -35,7 +35,7 @@ use super::{
     told,
 };
 use crate::{
-    Error, Message, ProducerOptions, Receipt, SendError,
+    Error, Message, Options, ProducerOptions, Receipt, SendError,
     connection::Connection,
     producer::{SendReply, Submission},
 };
@@ -99,6 +99,8 @@ pub(super) type Window = (u32, u64);
 pub(super) struct Producers {
     clock: Clock,
     keyring: ClientKeyring,
+    key_limits: KeyLimits,
+    /// How long a closed producer may take to end its session.
     goodbye: Duration,
     session_messages_max: u64,
     shard_count: u32,
@@ -120,12 +122,13 @@ pub(super) struct Producers {
 }
 
 impl Producers {
-    /// `orders_tag` marks the requests about addresses. `goodbye`: how long a closed producer may take to end its session.
-    pub(super) fn new(clock: Clock, keyring: ClientKeyring, orders_tag: u64, goodbye: Duration) -> Self {
+    /// `orders_tag` marks the requests about addresses.
+    pub(super) fn new(clock: Clock, options: &Options, orders_tag: u64) -> Self {
         Self {
             clock,
-            keyring,
-            goodbye,
+            keyring: options.keyring.clone(),
+            key_limits: options.key_limits,
+            goodbye: options.close_timeout,
             session_messages_max: SESSION_MESSAGES_MAX,
             shard_count: 1,
             ways: Ways::default(),
@@ -139,6 +142,13 @@ impl Producers {
             next_ticket: 1,
             resolutions: Vec::new(),
         }
+    }
+
+    /// Other keys for what is sealed from now on. What was sealed before is repeated as it is, in the same lanes: sessions and
+    /// sequences go on, so nothing is overtaken and nobody fenced.
+    pub(super) fn take_keyring(&mut self, keyring: &ClientKeyring) {
+        self.keyring = keyring.clone();
+        self.states.values_mut().for_each(|state| state.sealer.take_keyring(keyring));
     }
 
     pub(super) fn welcomed(&mut self, shard_count: u32) {
@@ -247,7 +257,7 @@ impl Producers {
         session.take_ways(self.ways.clone());
         session.set_shards(self.shard_count);
         session.set_routing(&self.routing);
-        (session, Sealer::new(&self.keyring, producer, epoch, salt))
+        (session, Sealer::new(&self.keyring, producer, epoch, salt).with_limits(self.key_limits))
     }
 
     /// A fresh session takes over: the old one was fenced, forgotten, or has sealed all that its key may.
@@ -633,8 +643,9 @@ mod tests {
                 out.fill(next);
             })
             .unwrap();
-            let mut producers =
-                Producers::new(Clock::start(), keyring, super::super::tags::ORDERS, Duration::from_secs(60));
+            let mut with = Options::new(Vec::new(), keyring);
+            with.close_timeout = Duration::from_secs(60);
+            let mut producers = Producers::new(Clock::start(), &with, super::super::tags::ORDERS);
             producers.session_messages_max = session_messages_max;
             producers.welcomed(4);
             producers.connected(Way::Home, (100, 1 << 30));

@@ -130,6 +130,11 @@ impl Questions {
         }
     }
 
+    /// Opens with other keys from now on.
+    pub(super) fn take_keyring(&mut self, keyring: &ClientKeyring) {
+        self.opener.take_keyring(keyring);
+    }
+
     pub(super) fn ask(&mut self, question: Question, until: Instant) {
         self.asked.insert(self.next_request, Asked { question, until, sent: false });
         self.unsent.push_back(self.next_request);

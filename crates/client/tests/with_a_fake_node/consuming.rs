@@ -150,7 +150,7 @@ async fn a_consumer_that_the_node_does_not_release_leaves_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_message_that_cannot_be_opened_is_told_and_tried_again_later() {
+async fn a_message_whose_seal_does_not_match_is_told_and_a_dead_letter_at_once() {
     let mut story = start(SubscribeOptions::default()).await;
     // The node takes what has the right admission MAC; the payload key is another.
     let strange = vec![(0, sealed(&keyring(50), 0)), (1, sealed(&keyring(50), 1))];
@@ -163,21 +163,23 @@ async fn a_message_that_cannot_be_opened_is_told_and_tried_again_later() {
     let (_, settle) = story.peer.asked_to_settle().await;
     assert_eq!(settle.items.len(), 1, "the second one waits until the program was told of it");
     assert_eq!(settle.items[0].offset, Offset(0));
-    assert_eq!(settle.items[0].action, SettleAction::Nack { delay: None });
-    assert!(settle.items[0].reason.starts_with("cannot be opened: "), "{}", settle.items[0].reason);
+    assert_eq!(settle.items[0].action, SettleAction::DeadLetter);
+    assert_eq!(settle.items[0].reason, "undecryptable: the seal does not match");
 
     soon(story.consumer.next()).await.unwrap().unwrap_err();
     assert_eq!(story.next().await.offset, Offset(2), "the consumer goes on");
+    assert_eq!(story.client.keyring_state().await.unwrap().undecryptable, 2);
 }
 
 #[tokio::test]
-async fn a_message_that_cannot_be_opened_can_become_a_dead_letter_at_once() {
+async fn a_message_that_cannot_be_opened_can_be_tried_again_as_any_other() {
     let mut story =
-        start(SubscribeOptions { unopened: Unopened::DeadLetter, ..SubscribeOptions::default() }).await;
+        start(SubscribeOptions { unopened: Unopened::Retry, ..SubscribeOptions::default() }).await;
     story.peer.deliver(story.subscription, vec![(0, sealed(&keyring(50), 0))]).await;
     soon(story.consumer.next()).await.unwrap().unwrap_err();
     let (_, settle) = story.peer.asked_to_settle().await;
-    assert_eq!(settle.items[0].action, SettleAction::DeadLetter);
+    assert_eq!(settle.items[0].action, SettleAction::Nack { delay: None });
+    assert!(settle.items[0].reason.starts_with("undecryptable: "), "{}", settle.items[0].reason);
 }
 
 #[tokio::test]

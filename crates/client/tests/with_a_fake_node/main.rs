@@ -4,6 +4,7 @@ mod asking;
 mod connecting;
 mod consuming;
 mod fake;
+mod keys;
 mod leading;
 mod producing;
 mod silent;
