@@ -64,6 +64,11 @@ impl Target {
         Ok((servers, keyring))
     }
 
+    /// Where the client's keyring lies.
+    pub(crate) fn keyring_path(&self) -> Outcomes<String> {
+        self.find().map(|(_, keyring)| keyring)
+    }
+
     /// Whether the cluster is the local one in `directory`, as far as can be told.
     pub(crate) fn is_local(&self, directory: &Path) -> bool {
         let Ok((servers, _)) = self.find() else { return false };

@@ -78,7 +78,7 @@ enum Command {
     Bench(BenchCommand),
     /// Keyrings
     #[command(subcommand)]
-    Keys(KeysCommand),
+    Keys(keys::KeysCommand),
     /// Make a cluster: once, on one node
     Init {
         /// The node.toml
@@ -114,16 +114,6 @@ enum BenchCommand {
     Routing(bench::routing::RoutingArgs),
     /// Many connections at once, most of them idle
     Connections(bench::connections::ConnectionsArgs),
-}
-
-#[derive(Debug, Subcommand)]
-enum KeysCommand {
-    /// Write client.keyring and node.keyring; never overwrites
-    Generate {
-        /// Into this directory
-        #[arg(long)]
-        out: PathBuf,
-    },
 }
 
 fn main() -> ExitCode {
@@ -166,7 +156,7 @@ fn run(cli: &Cli) -> Outcomes<u8> {
         Command::Bench(BenchCommand::Routing(args)) => bench::routing::run(args, target, json),
         Command::Bench(BenchCommand::E2e(args)) => bench::run(args, target, json),
         Command::Bench(BenchCommand::Connections(args)) => bench::connections::run(args, target, json),
-        Command::Keys(KeysCommand::Generate { out }) => keys::run(out, json),
+        Command::Keys(command) => keys::run(command, target, json),
         Command::Init { config } => node::refuse_keyring(target).and_then(|()| node::init(config, json)),
         Command::Node(args) => run_node(args, target, json),
         Command::DemoProducer(args) => wait(demo::worker::produce(args, target)),

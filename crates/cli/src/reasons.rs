@@ -67,8 +67,9 @@ fn hint(error: &Error) -> String {
         }
         Error::Seal(_) => "make it smaller: body and headers 1 MiB, headers 32 and 8 KiB, key 256 bytes",
         Error::Open { .. } => {
-            "use the keyring that it was sealed with; it stays in the queue for whoever has that key"
+            "use the keyring that it was sealed with; it stays for whoever has that key, in the queue or in ADDRESS.dlq"
         }
+        Error::Keyring { .. } => "see `swarmmq keys ls`, and use this cluster's own client.keyring",
         Error::LeaseLost => "nothing is lost: another consumer has or had it",
         Error::Closed => "run it again",
     }

@@ -42,6 +42,9 @@ pub(crate) struct RecvArgs {
     /// Look without taking, in no group; ends with what is there now, or after N
     #[arg(long)]
     peek: bool,
+    /// How long to wait for a missing payload key before messages that need it become dead letters
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse::duration)]
+    key_patience: Duration,
     /// End after this time; exit 8 if that is before N messages
     #[arg(long, value_name = "S", value_parser = parse::duration)]
     timeout: Option<Duration>,
@@ -187,6 +190,7 @@ async fn prepare(args: &RecvArgs, target: &Target, connect_time: Duration) -> Ou
         group: args.group.clone(),
         start: args.from,
         credit_messages: credit,
+        key_patience: args.key_patience,
         ..SubscribeOptions::default()
     };
     let consumer = client.subscribe(&args.address, options).await?;
@@ -207,7 +211,7 @@ async fn look(args: &RecvArgs, target: &Target, connect_time: Duration, as_json:
             seen += 1;
             match message {
                 Ok(message) => out.line(&Line::seen(&message), &message.body),
-                Err(error) => unopened.tell(error),
+                Err(error) => unopened.tell("passed over", error),
             }
         }
         if !out.flush() {
@@ -218,7 +222,7 @@ async fn look(args: &RecvArgs, target: &Target, connect_time: Duration, as_json:
     unopened.into_failure(seen).map_or(Ok(0), Err)
 }
 
-/// Messages that were looked at and could not be opened.
+/// Messages that came and could not be opened.
 #[derive(Default)]
 struct Unopened {
     first: Option<Error>,
@@ -226,10 +230,10 @@ struct Unopened {
 }
 
 impl Unopened {
-    fn tell(&mut self, error: Error) {
+    fn tell(&mut self, fate: &str, error: Error) {
         self.count += 1;
         if self.count <= UNOPENED_TOLD_MAX {
-            note(format!("passed over: {error}"));
+            note(format!("{fate}: {error}"));
         }
         self.first.get_or_insert(error);
     }
@@ -251,7 +255,9 @@ async fn receive(
 ) -> Outcomes<u8> {
     let mut acks = Acks::default();
     let mut printed = 0;
-    let result = print_until_end(args, &mut consumer, until, as_json, &mut acks, &mut printed).await;
+    let mut unopened = Unopened::default();
+    let result =
+        print_until_end(args, &mut consumer, until, as_json, &mut acks, (&mut printed, &mut unopened)).await;
     acks.finish().await;
     // What was not acknowledged goes back to the group at once; without a connection, when its lease runs out.
     let _in_time = tokio::time::timeout(CLOSE_TIME_MAX, consumer.close()).await.is_ok();
@@ -262,8 +268,11 @@ async fn receive(
             acks.failed()
         ));
     }
+    let seen = printed + unopened.count;
     let failure = acks.into_error().map(Failure::from);
-    match (result?, failure) {
+    let end = result?;
+    let failure = failure.or(unopened.into_failure(seen));
+    match (end, failure) {
         (_, Some(failure)) => Err(failure),
         (End::Enough, None) => Ok(0),
         (End::TimeOut, None) => match args.number {
@@ -293,7 +302,7 @@ async fn print_until_end(
     until: Option<Instant>,
     as_json: bool,
     acks: &mut Acks,
-    printed: &mut u64,
+    (printed, unopened): (&mut u64, &mut Unopened),
 ) -> Outcomes<End> {
     let mut out = Out { buffer: Vec::new(), as_json };
     let mut stop = std::pin::pin!(signals::wait());
@@ -308,6 +317,7 @@ async fn print_until_end(
             () = sleep_until(until) => return Ok(End::TimeOut),
             next = consumer.next() => next,
         };
+        let came = next.is_some();
         let mut held = Vec::new();
         let mut failure = None;
         while let Some(item) = next {
@@ -316,6 +326,11 @@ async fn print_until_end(
                     out.line(&Line::received(&received), &received.body);
                     held.push(received);
                 }
+                // Whoever has opened something has the right keyring, so it is the message's fault.
+                Err(error @ Error::Open { .. }) if *printed + held.len() as u64 > 0 => {
+                    unopened.tell("a dead letter now", error);
+                }
+                // One message is enough to know a wrong keyring by: with it, the others would follow.
                 Err(error) => failure = Some(error),
             }
             if failure.is_some() || held.len() >= LINES_PER_FLUSH || held.len() as u64 >= left(*printed) {
@@ -323,7 +338,7 @@ async fn print_until_end(
             }
             next = consumer.try_next();
         }
-        if held.is_empty() && failure.is_none() {
+        if held.is_empty() && failure.is_none() && !came {
             // The consumer ended without a reason of its own.
             return Err(Error::Closed.into());
         }

@@ -231,9 +231,11 @@ fn a_wrong_admission_key_is_a_forger_s() {
 }
 
 #[test]
-fn a_wrong_payload_key_ends_recv_and_the_message_stays_for_whoever_can_open_it() {
+fn a_wrong_payload_key_ends_recv_at_the_first_message_which_stays_for_whoever_can_open_it() {
     let dev = Dev::up();
-    ok(&dev.run(&["send", "a", "secret"]));
+    for body in ["first", "second", "third"] {
+        ok(&dev.run(&["send", "a", body]));
+    }
     let keyring = altered(&dev, "key ");
     // Without -n and --timeout it would wait for ever, if it did not notice.
     let with = ["recv", "a", "--keyring", &keyring];
@@ -245,7 +247,12 @@ fn a_wrong_payload_key_ends_recv_and_the_message_stays_for_whoever_can_open_it()
 
     let opened = dev.run(&["recv", "a", "-n", "1", "--timeout", "20s", "--json"]);
     ok(&opened);
-    assert_eq!(last(&opened)["body"], json!("secret"), "whoever has the key still gets it");
+    assert_eq!(last(&opened)["body"], json!("third"), "each run gave up one message, and no more");
+    let dead = dev.run(&["recv", "a.dlq", "-n", "2", "--timeout", "20s", "--json"]);
+    ok(&dead);
+    assert_eq!(column(&dead, "body"), ["first", "second"], "whoever has the key still gets them");
+    let reason = last(&dead)["dead_reason"].as_str().unwrap().to_owned();
+    assert!(reason.contains("undecryptable: the seal does not match"), "{reason}");
 }
 
 #[test]

@@ -2,12 +2,13 @@
 //! code that opens messages.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     net::TcpListener,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use swarmmq_client::{Message, Options, ProducerOptions, SubscribeOptions, SwarmMq};
+use swarmmq_client::{KeyLimits, Message, Options, ProducerOptions, SubscribeOptions, SwarmMq};
 use swarmmq_protocol::{admin::Order, time::WallTime};
 use swarmmq_seal::ClientKeyring;
 
@@ -180,4 +181,57 @@ async fn the_next_life_of_a_named_producer_fences_the_one_before() {
     let seen = first.peek("tills.sales", None).await.unwrap();
     let bodies: Vec<&[u8]> = seen.iter().map(|seen| &seen.body[..]).collect();
     assert_eq!(bodies, [&b"one"[..], b"two", b"three", b"four"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_change_and_wear_out_end_no_life_and_keep_every_order() {
+    let node = start();
+    let mut byte = 0x60;
+    let (rotated, _) = node
+        .keyring
+        .rotated(WallTime(2), WallTime(2), &mut |out| {
+            byte += 1;
+            out.fill(byte);
+        })
+        .unwrap();
+    let mut options = Options::new(vec![node.client.clone()], node.keyring.clone());
+    options.key_limits = KeyLimits { messages: 3, ..KeyLimits::default() };
+    let (client, reader) = (SwarmMq::connect(options).await.unwrap(), connect(&node).await);
+    reader.use_keyring(rotated.clone()).await.unwrap();
+    for (order, name) in [(Order::Total, "total"), (Order::Key, "key")] {
+        let address = format!("keys.{name}");
+        let with = ProducerOptions { order: Some(order), ..ProducerOptions::default() };
+        let named = client.named_producer(&format!("till-{name}"), with).await.unwrap();
+        let unnamed = client.producer(with);
+        let mut pending = Vec::new();
+        for n in 0..600u32 {
+            if n % 50 == 49 {
+                // While messages are under way.
+                let keyring = if n % 100 == 49 { &rotated } else { &node.keyring };
+                assert!(client.use_keyring(keyring.clone()).await.unwrap());
+            }
+            for (who, producer) in [(b'n', &named), (b'u', &unnamed)] {
+                let body = [&[who][..], &n.to_be_bytes()].concat();
+                pending.push(producer.enqueue(Message::new(&address, body).key("anna")).await.unwrap());
+            }
+        }
+        let mut producers = BTreeSet::new();
+        for one in pending {
+            let receipt = one.await.unwrap();
+            assert!(!receipt.duplicate);
+            producers.insert((receipt.id.producer, receipt.id.epoch));
+        }
+        assert_eq!(producers.len(), 2, "each in its one life");
+        let mut consumer = reader.subscribe(&address, SubscribeOptions::default()).await.unwrap();
+        let mut next = BTreeMap::from([(b'n', 0), (b'u', 0)]);
+        for _ in 0..1200 {
+            let received = tokio::time::timeout(Duration::from_secs(20), consumer.next()).await.unwrap();
+            let received = received.unwrap().unwrap();
+            let n = u32::from_be_bytes(received.body[1..].try_into().unwrap());
+            let next = next.get_mut(&received.body[0]).unwrap();
+            assert_eq!((n, received.attempt), (*next, 1), "{order:?}");
+            *next += 1;
+            received.ack().await.unwrap();
+        }
+    }
 }

@@ -101,7 +101,9 @@ pub(crate) fn run(args: &ConnectionsArgs, target: &Target, as_json: bool) -> Out
         ));
     }
     raise_file_limit(u64::from(args.connections) + OTHER_FILES)?;
-    let options = target.options(CONNECT_TIME_MAX)?;
+    let mut options = target.options(CONNECT_TIME_MAX)?;
+    // Thousands of clients in one process stand for thousands of processes, each of which would look for itself.
+    options.keyring_look = None;
     let (report, interrupted) = runtime()?
         .block_on(LocalSet::new().run_until(all(args, options)))
         .map_err(|failure| target.explain(failure))?;

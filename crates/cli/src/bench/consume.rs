@@ -45,6 +45,9 @@ pub(super) struct Delivered {
     pub(super) duplicated: u64,
     pub(super) out_of_order: u64,
     pub(super) strangers: u64,
+    /// Came and could not be opened; these are dead letters now.
+    pub(super) undecryptable: u64,
+    pub(super) first_undecryptable: Option<Error>,
     pub(super) latency: Latency,
     /// If wanted: when each message came first, in nanoseconds since the start, by producer and sequence.
     pub(super) times: BTreeMap<(u16, u32), u64>,
@@ -72,6 +75,8 @@ impl Delivered {
             duplicated: 0,
             out_of_order: 0,
             strangers: 0,
+            undecryptable: 0,
+            first_undecryptable: None,
             latency: Latency::new(),
             times: BTreeMap::new(),
             last_ns: 0,
@@ -238,7 +243,11 @@ async fn run_here(
             shard.0
         ));
     }
-    if plan.fresh && complete && delivered.duplicated + delivered.out_of_order == 0 {
+    if let Some(error) = &delivered.first_undecryptable {
+        note(format!("the first message that is a dead letter now: {error}"));
+    }
+    let clean = delivered.duplicated + delivered.out_of_order + delivered.undecryptable == 0;
+    if plan.fresh && complete && clean {
         let request = AdminRequest::AddressRemove { address: plan.address.clone(), dry_run: false };
         if let Err(error) = client.admin(request).await {
             note(format!("{} is left behind: {error}", plan.address));
@@ -328,7 +337,16 @@ impl Worker {
             let now = self.plan.now();
             let mut burst = 0;
             while let Some(item) = next {
-                let received = item?;
+                let received = match item {
+                    Err(error @ Error::Open { .. }) => {
+                        let mut delivered = self.delivered.borrow_mut();
+                        delivered.undecryptable += 1;
+                        delivered.first_undecryptable.get_or_insert(error);
+                        next = consumer.try_next();
+                        continue;
+                    }
+                    other => other?,
+                };
                 self.delivered.borrow_mut().take(&self.plan, &mut self.last, &Delivery::from(&received), now);
                 self.acks.push(received.ack_later());
                 burst += 1;

@@ -97,6 +97,7 @@ struct Report {
     lost: u64,
     duplicated: u64,
     out_of_order: u64,
+    undecryptable: u64,
     unknown: u64,
     failed: u64,
     seconds: f64,
@@ -120,6 +121,7 @@ impl Report {
             lost: published.missing_in(&delivered.seen),
             duplicated: delivered.duplicated,
             out_of_order: delivered.out_of_order,
+            undecryptable: delivered.undecryptable,
             unknown: published.unknown(&delivered.seen),
             failed: published.failed,
             seconds: (seconds * 1000.0).round() / 1000.0,
@@ -139,8 +141,8 @@ impl Report {
             self.published, self.acknowledged, self.delivered, self.seconds
         ));
         say(format!(
-            "lost {}, duplicated {}, out of order {}, unknown {}, failed {}",
-            self.lost, self.duplicated, self.out_of_order, self.unknown, self.failed
+            "lost {}, duplicated {}, out of order {}, undecryptable {}, unknown {}, failed {}",
+            self.lost, self.duplicated, self.out_of_order, self.undecryptable, self.unknown, self.failed
         ));
         say(format!("published {:.0}/s, delivered {:.0}/s", self.publish_per_s, self.deliver_per_s));
         for (name, latency) in [("delivery", &self.latency_us), ("ack", &self.ack_latency_us)] {
@@ -156,7 +158,7 @@ impl Report {
     }
 
     fn exit_code(&self, interrupted: bool) -> u8 {
-        if self.lost + self.duplicated + self.out_of_order > 0 {
+        if self.lost + self.duplicated + self.out_of_order + self.undecryptable > 0 {
             1
         } else if self.unknown > 0 {
             5
@@ -351,6 +353,7 @@ mod tests {
             lost: 0,
             duplicated: 0,
             out_of_order: 0,
+            undecryptable: 0,
             unknown: 0,
             failed: 0,
             seconds: 1.0,
@@ -374,6 +377,7 @@ mod tests {
             "lost",
             "duplicated",
             "out_of_order",
+            "undecryptable",
             "seconds",
             "publish_per_s",
             "deliver_per_s",
@@ -395,6 +399,7 @@ mod tests {
         assert_eq!(report().exit_code(false), 0);
         assert_eq!(Report { lost: 1, unknown: 1, ..report() }.exit_code(false), 1);
         assert_eq!(Report { duplicated: 1, ..report() }.exit_code(false), 1);
+        assert_eq!(Report { undecryptable: 1, ..report() }.exit_code(false), 1);
         assert_eq!(Report { out_of_order: 1, ..report() }.exit_code(false), 1);
         assert_eq!(Report { unknown: 1, ..report() }.exit_code(true), 5);
         assert_eq!(report().exit_code(true), 130);

@@ -31,7 +31,7 @@ use crate::{
 pub(crate) const OUTBOX_MESSAGES: usize = 64;
 
 /// Pause after which it is worth looking at the keyring's file again because a message cannot be opened.
-const LOOK_PAUSE: Duration = Duration::from_secs(1);
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
 /// Longest wait for such a look: a file system that hangs must not keep the other messages.
 const LOOK_TIME_MAX: Duration = Duration::from_secs(5);
 /// Shortest and longest time for which a message whose key is missing is given back.
