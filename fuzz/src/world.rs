@@ -11,7 +11,7 @@ use swarmmq_engine::{
 use swarmmq_protocol::{
     envelope::Header,
     frame::{Frame, FrameReader, OpenSession, Publish},
-    id::{Address, ClusterId, KeyId, NodeId, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
+    id::{Address, ClusterId, KeyId, KeyRenewal, NodeId, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
     mac::{self, MacKey},
     node_key::NodeSecret,
     session::handshake::ClientHandshake,
@@ -307,6 +307,7 @@ impl Sender {
             address: "a",
             shard: Self::shard(),
             key_id: KeyId(1),
+            renewal: KeyRenewal(0),
             producer: self.producer,
             epoch: ProducerEpoch(1),
             sequence: Sequence(self.sequence),

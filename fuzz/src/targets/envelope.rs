@@ -98,7 +98,12 @@ fn session_cipher(keys: &Keys, header: &[u8]) -> Option<(Aes256Gcm, [u8; 12])> {
     let address = &header[header.len().checked_sub(address_len)?..];
     let mut address_key = [0; 32];
     Hkdf::<Sha256>::new(Some(b"swarmmq/address/v1"), &keys.payload).expand(address, &mut address_key).ok()?;
-    let info = [b"swarmmq/session/v1", &[header[3]][..], address, &header[24..48]].concat();
+    // The first key of a session, or one that it has taken since.
+    let (label, renewal): (&[u8], &[u8]) = match &header[20..24] {
+        [0, 0, 0, 0] => (b"swarmmq/session/v1", &[]),
+        renewal => (b"swarmmq/renewed/v1", renewal),
+    };
+    let info = [label, &[header[3]][..], address, &header[24..48], renewal].concat();
     let mut session = [0; 32];
     Hkdf::<Sha256>::new(Some(&header[56..88]), &address_key).expand(&info, &mut session).ok()?;
     let mut nonce = [0; 12];
