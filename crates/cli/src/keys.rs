@@ -108,7 +108,8 @@ fn take_back(path: &Path) {
     }
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Outcomes<()> {
+/// Writes a keyring that only its owner may read.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Outcomes<()> {
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     let written = made.and_then(|mut file| {
         file.write_all(bytes).and_then(|()| file.sync_all()).inspect_err(|_| take_back(path))

@@ -1,5 +1,6 @@
 //! `swarmmq`: the one executable. Reads the command line and hands it to the file named after the subcommand.
 
+mod access;
 mod acks;
 mod address;
 mod bench;
@@ -73,6 +74,9 @@ enum Command {
     /// What can be changed while the cluster runs
     #[command(subcommand)]
     Settings(settings::SettingsCommand),
+    /// Principals: who may do what
+    #[command(subcommand)]
+    Access(access::AccessCommand),
     /// Load, with a check for loss, duplicates and order
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -84,6 +88,9 @@ enum Command {
         /// The node.toml
         #[arg(long)]
         config: PathBuf,
+        /// Nodes that know the peer secret may join without a token
+        #[arg(long)]
+        open_join: bool,
     },
     /// Run one node in the foreground; or add, drain, remove nodes
     Node(NodeArgs),
@@ -99,6 +106,9 @@ struct NodeArgs {
     /// The node.toml of the node to run; SIGTERM drains and stops it
     #[arg(long, required = true)]
     config: Option<PathBuf>,
+    /// The file with what `swarmmq node token` printed; - is standard input. A member needs none
+    #[arg(long, value_name = "FILE")]
+    join_token: Option<PathBuf>,
     /// Leave the process session of whoever started it
     #[arg(long, hide = true)]
     own_session: bool,
@@ -153,11 +163,14 @@ fn run(cli: &Cli) -> Outcomes<u8> {
         Command::Status => wait(status::run(target, json)),
         Command::Route(command) => wait(route::run(command, target, json)),
         Command::Settings(command) => wait(settings::run(command, target, json)),
+        Command::Access(command) => wait(access::run(command, target, json)),
         Command::Bench(BenchCommand::Routing(args)) => bench::routing::run(args, target, json),
         Command::Bench(BenchCommand::E2e(args)) => bench::run(args, target, json),
         Command::Bench(BenchCommand::Connections(args)) => bench::connections::run(args, target, json),
         Command::Keys(command) => keys::run(command, target, json),
-        Command::Init { config } => node::refuse_keyring(target).and_then(|()| node::init(config, json)),
+        Command::Init { config, open_join } => {
+            node::refuse_keyring(target).and_then(|()| node::init(config, *open_join, json))
+        }
         Command::Node(args) => run_node(args, target, json),
         Command::DemoProducer(args) => wait(demo::worker::produce(args, target)),
         Command::DemoConsumer(args) => wait(demo::worker::consume(args, target)),
@@ -168,9 +181,8 @@ fn run_node(args: &NodeArgs, target: &Target, json: bool) -> Outcomes<u8> {
     match (&args.command, &args.config) {
         (Some(MemberCommand::Add { dir, roles }), _) => members::add(dir, roles, json),
         (Some(command), _) => wait(members::run(command, target, json)),
-        (None, Some(config)) => {
-            node::refuse_keyring(target).and_then(|()| node::run(config, args.own_session))
-        }
+        (None, Some(config)) => node::refuse_keyring(target)
+            .and_then(|()| node::run(config, args.join_token.as_deref(), args.own_session)),
         (None, None) => Err(Failure::usage("--config is missing", "name the node.toml of the node to run")),
     }
 }

@@ -1,4 +1,4 @@
-//! `node add`, `node drain`, `node remove`: nodes come to a cluster, are emptied, and go.
+//! `node add`, `node token`, `node drain`, `node remove`: nodes come to a cluster, are emptied, and go.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,10 +9,13 @@ use clap::Subcommand;
 use serde_json::json;
 use swarmmq_client::{Code, Error, SwarmMq};
 use swarmmq_protocol::{
+    access::AccessRequest,
     admin::{AdminAnswer, AdminRequest, NodeState, StatusReport},
     id::NodeId,
+    join_token::JoinToken,
 };
 use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 use crate::{
     address::unexpected,
@@ -41,6 +44,15 @@ pub(crate) enum MemberCommand {
         /// What it does
         #[arg(long, value_name = "ROLE,...", default_value = "ingress,router,store")]
         roles: String,
+    },
+    /// Print what lets one more node join, once
+    Token {
+        /// It can be used for so long
+        #[arg(long, value_name = "TIME", value_parser = parse::duration, default_value = "1h")]
+        expires: Duration,
+        /// Only by the node of this number
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+        node: Option<u16>,
     },
     /// Empty a node: others take over its shards; waits for that
     Drain {
@@ -95,6 +107,7 @@ pub(crate) async fn run(command: &MemberCommand, target: &Target, as_json: bool)
     let client = target.connect(CONNECT_TIME_MAX).await?;
     let result = match command {
         MemberCommand::Add { .. } => Ok(0),
+        MemberCommand::Token { expires, node } => token(&client, *expires, *node, as_json).await,
         MemberCommand::Drain { node, undo: true, .. } => undo(&client, *node, as_json).await,
         MemberCommand::Drain { node, force, timeout, .. } => {
             let drained = drain(&client, *node, *force, *timeout).await;
@@ -124,6 +137,26 @@ fn told(as_json: bool, object: &serde_json::Value, words: impl FnOnce() -> Strin
         say(words());
     }
     0
+}
+
+/// Makes a join token. The cluster is told its hash; the token itself is printed here and nowhere else.
+async fn token(client: &SwarmMq, expires: Duration, node: Option<u16>, as_json: bool) -> Outcomes<u8> {
+    let mut secret = Zeroizing::new([0; 32]);
+    aws_lc_rs::rand::fill(&mut secret[..]).expect("the operating system gives random bytes");
+    let token = JoinToken::new(client.cluster(), *secret);
+    let request = AccessRequest::JoinToken { hash: token.hash(), node: node.map(NodeId), expires };
+    client.admin(AdminRequest::Access(request)).await?;
+    let text = token.to_text();
+    if as_json {
+        print(&json!({ "token": *text, "node": node, "expires_s": expires.as_secs() }));
+    } else {
+        say(&*text);
+        note(format!(
+            "for one node, once, within {} s: swarmmq node --config FILE --join-token FILE",
+            expires.as_secs()
+        ));
+    }
+    Ok(0)
 }
 
 async fn undo(client: &SwarmMq, node: u16, as_json: bool) -> Outcomes<u8> {

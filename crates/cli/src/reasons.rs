@@ -36,7 +36,9 @@ fn meaning(code: Code) -> Option<&'static str> {
         Code::Forged => {
             "the node takes this for a forgery: the keyring's admission key is not this cluster's (forged)"
         }
-        Code::NotAllowed => "this address takes no messages (not_allowed)",
+        Code::NotAllowed => "this principal may not do that, or this address takes no messages (not_allowed)",
+        Code::Quota => "a quota of this principal is reached (quota)",
+        Code::NoSuchPrincipal => "there is no such principal (no_such_principal)",
         Code::DiskFull => "the node's disk is below its reserve (disk_full)",
         Code::BacklogFull => "the address holds as many waiting messages as it may (backlog_full)",
         Code::Limit => "a bound of the cluster is reached (limit)",
@@ -81,7 +83,12 @@ fn next_step(code: Code) -> &'static str {
         Code::Unauthenticated | Code::Forged => {
             "use this cluster's own client.keyring, with --keyring or SWARMMQ_KEYRING"
         }
-        Code::NotAllowed => "use another address; dead-letter queues (ADDRESS.dlq) can only be received from",
+        Code::NotAllowed => {
+            "ask who administrates the cluster (`swarmmq access show NAME`); dead-letter queues can only be received from"
+        }
+        Code::Quota => "use less, or ask for more: `swarmmq access quota NAME QUOTA=NUMBER`",
+        Code::NoSuchPrincipal => "see `swarmmq access ls`",
+        Code::Throttled => "wait a minute, and use the right keyring",
         Code::DiskFull => "free space on the node's disk or let consumers catch up; `swarmmq status` tells",
         Code::BacklogFull => {
             "let consumers catch up, or raise the bound with `swarmmq address set ADDRESS --backlog-bytes`"

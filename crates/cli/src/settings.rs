@@ -18,7 +18,7 @@ use crate::{
 pub(crate) enum SettingsCommand {
     /// All settings and their values
     Ls,
-    /// Change one: routing.policy=least-cost, routing.cohort=p2c-ewma:100 (of 1,000 producer sessions), routing.cohort=none
+    /// Change one: routing.policy=least-cost, routing.cohort=p2c-ewma:100 (of 1,000 producer sessions), routing.cohort=none, cluster.open_join=false
     Set {
         /// NAME=VALUE
         setting: String,

@@ -14,6 +14,10 @@ use crate::{
 
 /// Time for an answer.
 const TIME_MAX: Duration = Duration::from_secs(3);
+/// Time for the settings, beside.
+const SETTINGS_TIME_MAX: Duration = Duration::from_millis(500);
+/// The setting that says whether nodes may join without a token.
+const OPEN_JOIN: &str = "cluster.open_join";
 /// Names of roles, by bit.
 const ROLES: [&str; 3] = ["ingress", "router", "store"];
 
@@ -22,6 +26,8 @@ struct Status {
     healthy: bool,
     state: &'static str,
     cluster: Option<String>,
+    /// Whether nodes may join without a token; null if that could not be found out.
+    open_join: Option<bool>,
     nodes: Vec<Node>,
     shards: Vec<Shard>,
     problems: Vec<Problem>,
@@ -84,6 +90,7 @@ impl Status {
             healthy: state == "healthy",
             state,
             cluster: Some(report.cluster.to_string()),
+            open_join: None,
             nodes: report
                 .nodes
                 .into_iter()
@@ -127,6 +134,7 @@ impl Status {
             healthy: false,
             state: "unreachable",
             cluster: None,
+            open_join: None,
             nodes: Vec::new(),
             shards: Vec::new(),
             problems: vec![problem],
@@ -147,6 +155,9 @@ impl Status {
         let ids = |ids: &[u16]| ids.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
         if let Some(cluster) = &self.cluster {
             say(format!("cluster {cluster}"));
+            if self.open_join == Some(true) {
+                say("joining is open: nodes that know the peer secret need no token");
+            }
             let rows: Vec<Vec<String>> = self
                 .nodes
                 .iter()
@@ -183,7 +194,7 @@ impl Status {
 /// The command.
 pub(crate) async fn run(target: &Target, as_json: bool) -> Outcomes<u8> {
     let status = match ask(target).await {
-        Ok(report) => Status::of(report),
+        Ok((report, open_join)) => Status { open_join, ..Status::of(report) },
         // A node that is reached and does not answer in time is as good as none.
         Err(failure) if failure.exit == 3 || failure.exit == 5 => Status::unreachable(&failure),
         Err(failure) => return Err(failure),
@@ -196,12 +207,20 @@ pub(crate) async fn run(target: &Target, as_json: bool) -> Outcomes<u8> {
     Ok(status.exit_code())
 }
 
-async fn ask(target: &Target) -> Outcomes<StatusReport> {
+async fn ask(target: &Target) -> Outcomes<(StatusReport, Option<bool>)> {
     let client = target.connect(TIME_MAX).await?;
-    match client.admin(AdminRequest::Status).await? {
-        Some(AdminAnswer::Status(report)) => Ok(report),
-        _ => Err(unexpected()),
-    }
+    let Some(AdminAnswer::Status(report)) = client.admin(AdminRequest::Status).await? else {
+        return Err(unexpected());
+    };
+    // Settings are the cluster's, not one node's: where it cannot agree, status is to come all the same.
+    let settings = tokio::time::timeout(SETTINGS_TIME_MAX, client.admin(AdminRequest::SettingList)).await;
+    let open_join = match settings {
+        Ok(Ok(Some(AdminAnswer::Settings(all)))) => {
+            all.iter().find(|(name, _)| name == OPEN_JOIN).map(|(_, value)| value == "true")
+        }
+        _ => None,
+    };
+    Ok((report, open_join))
 }
 
 /// What the cluster says when it is asked why something takes so long, in a clause.

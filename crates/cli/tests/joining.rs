@@ -107,7 +107,7 @@ fn seeds_that_come_later_are_found_and_the_first_node_never_waits() {
     let two = Node::new(&dev, "two", 2, KEYS, &[&one.peer]);
     let _two = two.start();
     two.says("no link yet");
-    let made: Value = cluster::last(&dev.run(&["init", "--config", &one.config(), "--json"]));
+    let made: Value = cluster::last(&dev.run(&["init", "--open-join", "--config", &one.config(), "--json"]));
     let _one = one.start();
     two.says("found the cluster");
     two.says("a link with another node is up");
@@ -146,7 +146,7 @@ fn a_node_of_another_cluster_is_not_taken_for_a_member_not_even_at_its_address()
     let dev = with_keys();
     let one = Node::new(&dev, "one", 1, KEYS, &[]);
     let two = Node::new(&dev, "two", 2, KEYS, &[&one.peer]);
-    ok(&dev.run(&["init", "--config", &one.config()]));
+    ok(&dev.run(&["init", "--open-join", "--config", &one.config()]));
     let process = one.start();
     let _two = two.start();
     two.says("a link with another node is up");
@@ -157,7 +157,7 @@ fn a_node_of_another_cluster_is_not_taken_for_a_member_not_even_at_its_address()
     let other = Node { dev: &dev, name: "other", admin: one.admin.clone(), peer: one.peer.clone() };
     fs::create_dir(dev.path("other")).unwrap();
     fs::copy(one.path("node.toml"), other.path("node.toml")).unwrap();
-    ok(&dev.run(&["init", "--config", &other.config()]));
+    ok(&dev.run(&["init", "--open-join", "--config", &other.config()]));
     let _other = other.start();
     two.says("this side belongs to cluster");
     assert!(!other.log().contains("a link with another node is up"), "{}", other.log());

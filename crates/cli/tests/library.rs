@@ -48,10 +48,10 @@ fn start() -> Node {
             "[node]\nid = 1\ndata = \"data\"\nkeyring = \"node.keyring\"\n[listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n"
         ),
     );
-    swarmmq_server::init(&config).unwrap();
+    swarmmq_server::init(&config, false).unwrap();
     std::thread::Builder::new()
         .name("node".into())
-        .spawn(move || swarmmq_server::run(&config).unwrap())
+        .spawn(move || swarmmq_server::run(&config, None).unwrap())
         .unwrap();
     Node { _directory: directory, keyring, client }
 }

@@ -101,12 +101,15 @@ fn five_nodes_have_twenty_routes_that_are_told_explained_and_watched() {
 fn settings_hold_on_every_node_and_over_restarts_and_policies_are_compared_side_by_side() {
     let dev = Dev::up_with(3, &[]);
     let settings = |dev: &Dev| last(&dev.run(&["settings", "ls", "--json"]));
-    assert_eq!(settings(&dev), json!({ "routing.policy": "least-cost", "routing.cohort": "none" }));
+    assert_eq!(
+        settings(&dev),
+        json!({ "routing.policy": "least-cost", "routing.cohort": "none", "cluster.open_join": "true" })
+    );
     ok(&dev.run(&["settings", "set", "routing.cohort=p2c-ewma:100"]));
     ok(&dev.run(&["settings", "set", "routing.policy=static-hash", "--json"]));
     fails(&dev.run(&["settings", "set", "routing.policy=fast"]), 2, &["static-hash", "least-cost"]);
     fails(&dev.run(&["settings", "set", "colour=red"]), 2, &["no setting `colour`", "routing.policy"]);
-    let set = json!({ "routing.policy": "static-hash", "routing.cohort": "p2c-ewma:100" });
+    let set = json!({ "routing.policy": "static-hash", "routing.cohort": "p2c-ewma:100", "cluster.open_join": "true" });
     for node in 1..=3 {
         let servers = dev.node_of(node, "client");
         let output = dev.run(&["settings", "ls", "--json", "--servers", &servers]);

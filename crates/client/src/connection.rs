@@ -60,7 +60,6 @@ impl Connection {
     pub(crate) async fn open(
         server: String,
         keyring: ClientKeyring,
-        principal: String,
         deadline: Instant,
         clock: Clock,
     ) -> Result<(Self, ClientReady), ConnectError> {
@@ -78,19 +77,14 @@ impl Connection {
             clock,
             silence: Silence::new(clock.now()),
         };
-        let ready =
-            timeout_at(deadline, connection.handshake(&keyring, &principal)).await.map_err(late)??;
+        let ready = timeout_at(deadline, connection.handshake(&keyring)).await.map_err(late)??;
         connection.silence = Silence::new(clock.now());
         Ok((connection, ready))
     }
 
-    async fn handshake(
-        &mut self,
-        keyring: &ClientKeyring,
-        principal: &str,
-    ) -> Result<ClientReady, ConnectError> {
-        let mut handshake =
-            ClientHandshake::start(keyring.access_token(), principal, crate::random(), &mut self.out);
+    async fn handshake(&mut self, keyring: &ClientKeyring) -> Result<ClientReady, ConnectError> {
+        let (token, principal) = (keyring.access_token(), keyring.principal());
+        let mut handshake = ClientHandshake::start(token, principal, crate::random(), &mut self.out);
         loop {
             while self.has_output() {
                 self.stream.writable().await?;
@@ -220,7 +214,9 @@ fn refusal(error: HandshakeError) -> ConnectError {
     };
     match code {
         // A node that is stopping, or one whose bytes make no sense: another may do better.
-        Code::Draining | Code::Busy | Code::Malformed => ConnectError::Io(message),
+        Code::Draining | Code::Busy | Code::NotLeader | Code::Malformed | Code::Throttled => {
+            ConnectError::Io(message)
+        }
         _ => ConnectError::Refused(Error::Failed { code, message }),
     }
 }

@@ -111,8 +111,13 @@ impl Error {
             Self::Open { .. } => 4,
             Self::Keyring { .. } => 7,
             Self::Failed { code, .. } => match code {
-                Code::Unauthenticated | Code::NotAllowed | Code::Forged => 4,
-                Code::Limit | Code::TooLarge | Code::BacklogFull | Code::DiskFull | Code::Busy => 6,
+                Code::Unauthenticated | Code::NotAllowed | Code::Forged | Code::Throttled => 4,
+                Code::Limit
+                | Code::Quota
+                | Code::TooLarge
+                | Code::BacklogFull
+                | Code::DiskFull
+                | Code::Busy => 6,
                 Code::NotLeader | Code::QuorumLost | Code::Draining | Code::Deadline => 3,
                 _ => 1,
             },

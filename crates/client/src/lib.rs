@@ -50,6 +50,7 @@ mod producer;
 use std::time::Duration;
 
 pub use swarmmq_protocol::{
+    access,
     admin::{self, AdminAnswer, AdminRequest, Order},
     error::{Code, Outcome},
     frame::StartAt,
@@ -75,10 +76,8 @@ const STATUS_DEADLINE: Duration = Duration::from_secs(3);
 pub struct Options {
     /// `HOST:PORT` of any nodes of one cluster, tried in an order of this client's own.
     pub servers: Vec<String>,
-    /// Keys and access token.
+    /// Keys, and as whom: the keyring says whose token it holds.
     pub keyring: ClientKeyring,
-    /// Name told to the node, at most 255 bytes.
-    pub principal: String,
     /// Time for the first connection, by default 10 s. Later ones are tried for as long as there is a handle.
     pub connect_timeout: Duration,
     /// Time for an answer to [`SwarmMq::resolve`], [`SwarmMq::admin`] and [`SwarmMq::peek`], by default 30 s. Producers and
@@ -122,7 +121,6 @@ impl Options {
         Self {
             servers,
             keyring,
-            principal: "client".into(),
             connect_timeout: Duration::from_secs(10),
             deadline: Duration::from_secs(30),
             close_timeout: Duration::from_secs(5),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::{BufMut, BytesMut};
 
 use crate::{
+    access::{AccessRequest, PrincipalInfo, put_principals, read_principals},
     codec::{DecodeError, Reader, put_name, put_text},
     frame::StartAt,
     id::{Address, ClusterId, GroupName, NodeId, ProducerEpoch, ProducerId, ProducerName, ShardId, Term},
@@ -209,6 +210,8 @@ pub enum AdminRequest {
     },
     /// All settings of the cluster.
     SettingList,
+    /// About principals, and who may join.
+    Access(AccessRequest),
 }
 
 impl AdminRequest {
@@ -283,6 +286,7 @@ impl AdminRequest {
                 put_name(out, value);
             }
             Self::SettingList => out.put_u8(17),
+            Self::Access(request) => request.put(out),
         }
     }
 
@@ -318,6 +322,7 @@ impl AdminRequest {
             15 => Self::RouteExplain { from: NodeId(reader.u16()?), to: NodeId(reader.u16()?) },
             16 => Self::SettingSet { name: reader.name("name")?, value: reader.name("value")? },
             17 => Self::SettingList,
+            verb if AccessRequest::VERBS.contains(&verb) => Self::Access(AccessRequest::read(verb, reader)?),
             _ => return Err(DecodeError::Invalid("admin verb")),
         })
     }
@@ -512,6 +517,10 @@ pub enum AdminAnswer {
     RouteExplanation(Option<Box<RouteExplanation>>),
     /// To `SettingList`: names and values, as people write them.
     Settings(Vec<(String, String)>),
+    /// To `Add` and `Rotate` of a principal: which token it has now.
+    Generation(u64),
+    /// To `List` of principals.
+    Principals(Vec<PrincipalInfo>),
 }
 
 impl AdminAnswer {
@@ -576,6 +585,14 @@ impl AdminAnswer {
                     put_name(out, value);
                 }
             }
+            Self::Generation(generation) => {
+                out.put_u8(18);
+                out.put_u64(*generation);
+            }
+            Self::Principals(principals) => {
+                out.put_u8(24);
+                put_principals(out, principals);
+            }
         }
     }
 
@@ -626,6 +643,8 @@ impl AdminAnswer {
                 let one = |reader: &mut Reader| Ok((reader.name("name")?, reader.name("value")?));
                 Self::Settings(reader.list(count, 2, "settings", one)?)
             }
+            18 => Self::Generation(reader.u64()?),
+            24 => Self::Principals(read_principals(reader)?),
             _ => return Err(DecodeError::Invalid("admin answer")),
         })
     }

@@ -119,6 +119,20 @@ codes! {
     NodeConflict = 30, "node_conflict";
     /// The cluster has no node of this number.
     NoSuchNode = 31, "no_such_node";
+    /// A quota of the principal is reached.
+    Quota = 32, "quota";
+    /// The cluster has no principal of this name.
+    NoSuchPrincipal = 33, "no_such_principal";
+    /// Too many failed attempts came from the same place.
+    Throttled = 34, "throttled";
+    /// A node that is no member brought no join token.
+    JoinRequired = 35, "join_required";
+    /// The join token was used before, or never issued.
+    JoinUnknown = 36, "join_unknown";
+    /// The join token is too old.
+    JoinExpired = 37, "join_expired";
+    /// The join token is for a node of another number.
+    JoinOtherNode = 38, "join_other_node";
 }
 
 impl Code {
@@ -140,6 +154,7 @@ impl Code {
                 | Self::QuorumLost
                 | Self::Busy
                 | Self::LogStopped
+                | Self::Throttled
         )
     }
 }
@@ -160,7 +175,7 @@ mod tests {
             assert_eq!(Code::from_number(code.number()), Some(*code));
         }
         assert_eq!(Code::from_number(0), None);
-        assert_eq!(Code::NoSuchNode.number(), 31);
-        assert_eq!(Code::from_number(32), None);
+        assert_eq!(Code::JoinOtherNode.number(), 38);
+        assert_eq!(Code::from_number(39), None);
     }
 }

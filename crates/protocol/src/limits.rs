@@ -54,6 +54,12 @@ pub const GROUPS_PER_ADDRESS_MAX: usize = 100;
 pub const PRODUCER_NAMES_MAX: usize = 10_000;
 /// Producers one shard remembers.
 pub const PRODUCERS_PER_SHARD_MAX: usize = 100_000;
+/// Principals of a cluster, the built-in one aside.
+pub const PRINCIPALS_MAX: usize = 256;
+/// Rules of one principal.
+pub const RULES_MAX: usize = 32;
+/// Join tokens of a cluster that were not used yet.
+pub const JOIN_TOKENS_MAX: usize = 256;
 /// Longest reason of a nack or dead letter, in bytes.
 pub const REASON_BYTES_MAX: usize = 256;
 /// Sealed bytes of messages in one publish frame.
@@ -89,6 +95,8 @@ const _: () = assert!(SEALED_BYTES_MAX <= PUBLISH_BYTES_MAX);
 const _: () = assert!(PUBLISH_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(FRAME_BYTES_MAX < PACKET_BYTES_MAX);
 const _: () = assert!(DATAGRAM_DOCUMENT_BYTES_MAX < DATAGRAM_BYTES_MAX);
+// All principals with all their rules fit into one answer.
+const _: () = assert!(PRINCIPALS_MAX * (1024 + RULES_MAX * (ADDRESS_BYTES_MAX + 2)) < FRAME_BYTES_MAX);
 const _: () = assert!(HOPS_MAX < u8::MAX as usize);
 const _: () = assert!(REPLICAS_MAX <= u8::MAX as usize);
 const _: () = assert!(ADDRESS_BYTES_MAX <= u8::MAX as usize);

@@ -108,11 +108,13 @@ impl Routing {
         match setting {
             Setting::Policy(policy) => self.policy = policy,
             Setting::Cohort(cohort) => self.cohort = cohort,
+            // Not about routing.
+            Setting::OpenJoin(_) => {}
         }
         self
     }
 
-    /// All settings, as they are.
+    /// All settings of routing, as they are.
     pub fn settings(&self) -> [Setting; 2] {
         [Setting::Policy(self.policy), Setting::Cohort(self.cohort)]
     }
@@ -147,6 +149,8 @@ pub enum Setting {
     Policy(Policy),
     /// `routing.cohort`: `none`, or POLICY:PERMILLE.
     Cohort(Option<Cohort>),
+    /// `cluster.open_join`: whether nodes that know the peer secret become members without a join token.
+    OpenJoin(bool),
 }
 
 /// Why a setting was not understood; nothing was changed.
@@ -174,7 +178,7 @@ const COHORTS: &str = "none, or POLICY:PERMILLE such as p2c-ewma:100, at most 10
 
 impl Setting {
     /// Of all of them.
-    pub const NAMES: [&'static str; 2] = ["routing.policy", "routing.cohort"];
+    pub const NAMES: [&'static str; 3] = ["routing.policy", "routing.cohort", "cluster.open_join"];
 
     /// As people write it.
     pub fn parse(name: &str, value: &str) -> Result<Self, SettingError> {
@@ -188,6 +192,11 @@ impl Setting {
                 });
                 cohort.map(|cohort| Self::Cohort(Some(cohort))).ok_or(SettingError::Value(COHORTS))
             }
+            "cluster.open_join" => match value {
+                "true" => Ok(Self::OpenJoin(true)),
+                "false" => Ok(Self::OpenJoin(false)),
+                _ => Err(SettingError::Value("true or false")),
+            },
             other => Err(SettingError::Name(other.to_owned())),
         }
     }
@@ -197,6 +206,7 @@ impl Setting {
         match self {
             Self::Policy(_) => Self::NAMES[0],
             Self::Cohort(_) => Self::NAMES[1],
+            Self::OpenJoin(_) => Self::NAMES[2],
         }
     }
 
@@ -206,6 +216,7 @@ impl Setting {
             Self::Policy(policy) => policy.to_string(),
             Self::Cohort(None) => "none".into(),
             Self::Cohort(Some(cohort)) => format!("{}:{}", cohort.policy, cohort.permille),
+            Self::OpenJoin(open) => open.to_string(),
         }
     }
 
@@ -220,6 +231,10 @@ impl Setting {
                 out.put_u8(2);
                 out.put_u8(cohort.map_or(0, |cohort| cohort.policy.number()));
                 out.put_u16(cohort.map_or(0, |cohort| cohort.permille));
+            }
+            Self::OpenJoin(open) => {
+                out.put_u8(3);
+                out.put_u8((*open).into());
             }
         }
     }
@@ -237,6 +252,7 @@ impl Setting {
                 let cohort = (number > 0).then(|| policy(number)).transpose()?;
                 Ok(Self::Cohort(cohort.map(|policy| Cohort { policy, permille })))
             }
+            3 => Ok(Self::OpenJoin(reader.flag("open join")?)),
             _ => Err(DecodeError::Invalid("setting")),
         }
     }
@@ -253,6 +269,8 @@ mod tests {
             ("routing.policy", "p2c-ewma"),
             ("routing.cohort", "none"),
             ("routing.cohort", "round-robin:1000"),
+            ("cluster.open_join", "true"),
+            ("cluster.open_join", "false"),
         ] {
             let setting = Setting::parse(name, value).unwrap();
             assert_eq!((setting.name(), setting.value().as_str()), (name, value));
@@ -268,7 +286,7 @@ mod tests {
         let unknown = Setting::parse("routing.colour", "red").unwrap_err();
         assert_eq!(
             unknown.to_string(),
-            "no setting `routing.colour`; there are routing.policy, routing.cohort"
+            "no setting `routing.colour`; there are routing.policy, routing.cohort, cluster.open_join"
         );
     }
 
@@ -288,7 +306,7 @@ mod tests {
 
     #[test]
     fn what_a_later_version_sends_is_refused() {
-        for bytes in [&[1u8, 9][..], &[2, 9, 0, 5], &[2, 1, 255, 255], &[3, 1], &[1]] {
+        for bytes in [&[1u8, 9][..], &[2, 9, 0, 5], &[2, 1, 255, 255], &[3, 2], &[4, 1], &[1]] {
             assert!(Setting::read(&mut Reader::new(bytes.to_vec().into())).is_err(), "{bytes:?}");
         }
     }

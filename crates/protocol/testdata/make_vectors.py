@@ -62,6 +62,9 @@ def admin():
     words = b"\2" + pack(">HIH", 1, 400, 22) + pack(">HIH", 2, 500, 0)
     link = pack(">HHIIIHB", 1, 2, 1_000_000, 200, 400, 2, 1) + words + pack(">II", 1000, 0)
     explained = candidates + one + link + one + pack(">HIIIBQ", 3, 1600, 1500, 100, 1, 20) + text("next")
+    till = name(producer)
+    rules = b"\2" + b"\1" + name("shop.orders") + b"\4" + name("*")
+    quotas = b"\2" + pack(">BQ", 1, 8) + pack(">BQ", 6, 2)
     questions = [
         ("AddressCreate", b"\1" + address + b"\1" + settings),
         ("AddressList", b"\2"),
@@ -80,6 +83,14 @@ def admin():
         ("RouteExplain", b"\x0f" + pack(">HH", 1, 2)),
         ("SettingSet", b"\x10" + name("routing.policy") + name("p2c-ewma")),
         ("SettingList", b"\x11"),
+        ("Access(Add", b"\x12" + till + rules + quotas),
+        ("Access(Change", b"\x13" + till + rules + b"\0"),
+        ("Access(Bound", b"\x14" + till + quotas),
+        ("Access(Rotate", b"\x15" + till + pack(">Q", 3_600_000)),
+        ("Access(Enable", b"\x16" + till + b"\0"),
+        ("Access(Remove", b"\x17" + till),
+        ("Access(List", b"\x18"),
+        ("Access(JoinToken", b"\x19" + bytes(range(32)) + pack(">HQ", 4, 3_600_000)),
     ]
     answers = [
         ("Addresses", b"\2" + pack(">I", 2) + name("a") + b"\0" + address + b"\2"),
@@ -91,6 +102,8 @@ def admin():
         ("Routes", b"\x0e" + pack(">H", 2) + pack(">HBH", 1, 1, 1) + route + pack(">HBH", 4, 0, 0)),
         ("RouteExplanation", b"\x0f\1" + pack(">H", 1) + route + pack(">BBQ", 0, 3, 900) + explained),
         ("Settings", b"\x11" + one + name("routing.cohort") + name("none")),
+        ("Generation", b"\x12" + pack(">Q", 7)),
+        ("Principals", b"\x18" + one + till + pack(">BQBQ", 1, 7, 1, TIME_MS) + rules + quotas + pack(">III", 1, 2, 3)),
     ]
 
     print("# Every question of an operator and every answer, whole frames in hex: Q or A, its name in the code, bytes. The producer is \"till-7\"")
@@ -105,7 +118,7 @@ def nodes():
     def peer_hello(node, cluster, nonce):
         known = b"\1" + cluster + pack(">I", 16) if cluster else b"\0"
         listens = [name(f"10.0.0.{node}:{port}") for port in (7400, 7401, 7402, 7403)]
-        body = b"SWMP" + pack(">HHHQQB", 2, 2, node, 2, 9, 7) + known + b"".join(listens) + name("0.1.0")
+        body = b"SWMP" + pack(">HHHQQB", 2, 3, node, 2, 9, 7) + known + b"".join(listens) + name("0.1.0")
         return body + bytes([node]) * 64 + nonce
 
     def message(step, body):
@@ -115,7 +128,10 @@ def nodes():
     dialler, acceptor = peer_hello(1, None, dial_nonce), peer_hello(2, CLUSTER, accept_nonce)
     h = hashlib.sha256(dialler + acceptor).digest()
     accept_proof = hmac.new(secret, b"swarmmq/peer/accept/v1" + h, hashlib.sha256).digest()
-    dial_proof = hmac.new(secret, b"swarmmq/peer/dial/v1" + h, hashlib.sha256).digest()
+    join_token = bytes(range(0xC0, 0xE0))
+    mask = hmac.new(secret, b"swarmmq/peer/join/v1" + h, hashlib.sha256).digest()
+    masked = bytes(a ^ b for a, b in zip(join_token, mask))
+    dial_proof = hmac.new(secret, b"swarmmq/peer/dial/v1" + h + masked, hashlib.sha256).digest()
 
     heartbeat = pack(">BHQQQQ", 7, 0x004, 1, 2, 3, 4)
     entries = pack(">I", 2) + pack(">QQBI", 6, 3, 1, 3) + b"one" + pack(">QQBI", 7, 3, 2, 0)
@@ -130,9 +146,9 @@ def nodes():
     print("# Made by make_vectors.py. Written once; never changed without a new version.")
     for label, value in [
         ("secret", secret), ("dial_nonce", dial_nonce), ("accept_nonce", accept_nonce), ("cluster", CLUSTER), ("h", h),
-        ("accept_proof", accept_proof), ("dial_proof", dial_proof),
+        ("join_token", join_token), ("accept_proof", accept_proof), ("dial_proof", dial_proof),
         ("Hello", message(1, dialler)), ("Accept", message(2, acceptor + accept_proof)),
-        ("Proof", message(3, dial_proof)), ("Ready", message(4, b"")),
+        ("Proof", message(3, dial_proof + masked)), ("Ready", message(4, b"")),
         ("Refused", message(5, pack(">H", 29) + text("node 1 was removed"))),
         ("heartbeat", heartbeat), ("everything", everything), ("batch", batch), ("packet", pack(">I", len(packet)) + packet),
     ]:

@@ -9,6 +9,7 @@ use swarmmq_protocol::{
     consensus::{Entry, EntryKind, Message, MessageKind, SnapshotMark, decode_batch, encode_batch},
     error::Code,
     id::{ClusterId, NodeId, ShardId},
+    join_token::JoinToken,
     mac::{MacKey, sha256},
     node_key::NodeKey,
     packet::{Arrived, Class, Conversation, Packet, PacketReader},
@@ -47,6 +48,7 @@ fn hellos(cluster: &Bytes) -> (PeerHello, PeerHello) {
         gossip: format!("10.0.0.{node}:7403"),
         version: "0.1.0".to_owned(),
         key: NodeKey::from_bytes(&[node as u8; 64]),
+        join: None,
     };
     (hello(1, None), hello(2, Some(ClusterId(cluster.clone().get_u128()))))
 }
@@ -59,7 +61,10 @@ fn both_nodes_make_the_recorded_handshake() {
     let (mut up, mut down) = (BytesMut::new(), BytesMut::new());
     let expected = Some(NodeId(2));
     let dial_nonce = array(&recorded["dial_nonce"]);
-    let mut dialler = PeerHandshake::dial(secret.clone(), joining.clone(), expected, dial_nonce, &mut up);
+    let token = JoinToken::new(member.cluster.expect("a member has one"), array(&recorded["join_token"]));
+    let hash = token.hash();
+    let mut dialler =
+        PeerHandshake::dial(secret.clone(), joining.clone(), expected, dial_nonce, Some(token), &mut up);
     let mut acceptor =
         PeerHandshake::accept(secret.clone(), member.clone(), array(&recorded["accept_nonce"]));
     assert_eq!(up, recorded["Hello"]);
@@ -67,6 +72,7 @@ fn both_nodes_make_the_recorded_handshake() {
     assert_eq!(down, recorded["Accept"]);
     assert_eq!(dialler.advance(&mut down, &mut up), Ok(None));
     assert_eq!(up, recorded["Proof"]);
+    let joining = PeerHello { join: Some(hash), ..joining };
     assert_eq!(acceptor.advance(&mut up, &mut down), Ok(Some(joining)));
     assert_eq!(down, recorded["Ready"]);
     let mut instead = down.clone();
@@ -80,7 +86,8 @@ fn both_nodes_make_the_recorded_handshake() {
     let hash = sha256(&[dialled, &accepted[..accepted.len() - 32]]);
     assert_eq!(hash, array(&recorded["h"]));
     assert_eq!(secret.sign(&[b"swarmmq/peer/accept/v1", &hash]), array(&recorded["accept_proof"]));
-    assert_eq!(secret.sign(&[b"swarmmq/peer/dial/v1", &hash]), array(&recorded["dial_proof"]));
+    let masked = &recorded["Proof"][STEP_HEADER_BYTES + 32..];
+    assert_eq!(secret.sign(&[b"swarmmq/peer/dial/v1", &hash, masked]), array(&recorded["dial_proof"]));
 }
 
 #[test]
@@ -229,7 +236,7 @@ fn hostile_bytes_never_pass_a_handshake() {
     let mut refused = 0;
     for _ in 0..20_000 {
         let mut out = BytesMut::new();
-        let dialler = PeerHandshake::dial(secret.clone(), joining.clone(), None, [1; 32], &mut out);
+        let dialler = PeerHandshake::dial(secret.clone(), joining.clone(), None, [1; 32], None, &mut out);
         for mut end in [dialler, PeerHandshake::accept(secret.clone(), member.clone(), [2; 32])] {
             let mut buffer = BytesMut::new();
             for _ in 0..3 {

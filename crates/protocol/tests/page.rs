@@ -12,7 +12,7 @@ use swarmmq_protocol::{
     id::{ClusterId, NodeId, ProducerName},
     limits,
     mac::{MacKey, producer_of, sha256},
-    session::handshake::{ClientHandshake, ServerHandshake},
+    session::handshake::{Candidates, ClientHandshake, Proven, ServerHandshake},
     time::WallTime,
 };
 
@@ -90,18 +90,19 @@ fn both_ends_make_the_recorded_handshake() {
 
     let (mut up, mut down) = (BytesMut::new(), BytesMut::new());
     let mut client = ClientHandshake::start(token.clone(), "app", array("client_nonce"), &mut up);
-    let mut server = ServerHandshake::new(token.clone(), cluster, NodeId(3), 16, array("server_nonce"));
+    let mut server = ServerHandshake::new(cluster, NodeId(3), 16, array("server_nonce"));
+    let find = |_: &str| Candidates::only(token.clone());
     let step = |sent: &mut BytesMut, label: &str| {
         assert_eq!(sent.split(), recorded[label], "{label}");
         read(&recorded[label])
     };
     let (header, body) = step(&mut up, "ClientHello");
-    assert_eq!(server.frame(WallTime(1_700_000_000_000), header, body, &mut down), Ok(None));
+    assert_eq!(server.frame(WallTime(1_700_000_000_000), header, body, &find, &mut down), Ok(None));
     let (header, body) = step(&mut down, "ServerHello");
     assert_eq!(client.frame(header, body, &mut up), Ok(None));
     let (header, body) = step(&mut up, "ClientProof");
-    let principal = server.frame(WallTime(1_700_000_000_000), header, body, &mut down);
-    assert_eq!(principal, Ok(Some("app".to_owned())));
+    let principal = server.frame(WallTime(1_700_000_000_000), header, body, &find, &mut down);
+    assert_eq!(principal, Ok(Some(Proven { principal: "app".to_owned(), is_current: true })));
     let (header, body) = step(&mut down, "Welcome");
     let ready =
         client.frame(header, body, &mut up).expect("the proof is right").expect("the connection is open");

@@ -2,7 +2,8 @@
 //!
 //! ```toml
 //! version = 1
-//! access_token = "64 hex digits"     # opens connections; nodes hold it
+//! access_token = "64 hex digits"     # opens connections; nodes hold that of root, from which all others follow
+//! principal = "till-7"               # whose token it is; without this line root's
 //! admission_key = "64 hex digits"    # lets messages in; nodes hold it
 //! routing_key = "64 hex digits"      # hashes message keys; never rotates
 //! current_key = 1                    # seals new messages, until another key becomes active
@@ -29,7 +30,12 @@ use std::{
 };
 
 use serde::{Deserialize, Deserializer, de};
-use swarmmq_protocol::{id::KeyId, mac::MacKey, time::WallTime};
+use swarmmq_protocol::{
+    access::{PrincipalName, ROOT},
+    id::{ClusterId, KeyId},
+    mac::{MacKey, principal_token},
+    time::WallTime,
+};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -66,6 +72,8 @@ pub struct ClientKeyring {
 
 #[derive(Clone)]
 pub(crate) struct Keys {
+    /// `None`: root.
+    pub(crate) principal: Option<PrincipalName>,
     pub(crate) access_token: Secret,
     pub(crate) admission: Secret,
     pub(crate) routing: Secret,
@@ -90,6 +98,7 @@ impl ClientKeyring {
     pub fn generate(created_at: WallTime, random: &mut dyn FnMut(&mut [u8])) -> Result<Self, KeyringError> {
         let mut secret = || Secret::filled(|out| random(out));
         let keys = Keys {
+            principal: None,
             access_token: secret(),
             admission: secret(),
             routing: secret(),
@@ -140,7 +149,10 @@ impl ClientKeyring {
         };
         let current =
             raw.current_key.ok_or(KeyringError::Field { field: "current_key", why: FieldError::Missing })?;
+        let principal = raw.principal.filter(|name| name != ROOT);
+        let principal = principal.as_deref().map(PrincipalName::parse).transpose();
         let keys = Keys {
+            principal: principal.map_err(|_| KeyringError::Principal)?,
             access_token: field("access_token", raw.access_token)?,
             admission: field("admission_key", raw.admission_key)?,
             routing: field("routing_key", raw.routing_key)?,
@@ -161,6 +173,9 @@ impl ClientKeyring {
         );
         text.push_str("# SwarmMQ keyring for clients. Whoever reads it can read and send messages.\n");
         push_shared(&mut text, &keys.access_token, &keys.admission);
+        if let Some(principal) = &keys.principal {
+            writeln!(text, "principal = \"{principal}\"").expect("writing to a string cannot fail");
+        }
         push_hex(&mut text, "routing_key", &keys.routing);
         push_number(&mut text, "current_key", keys.current.0.into());
         if !keys.retired.is_empty() {
@@ -179,6 +194,9 @@ impl ClientKeyring {
     /// * `random` as for [`ClientKeyring::generate`].
     pub fn to_node_text(&self, random: &mut dyn FnMut(&mut [u8])) -> Result<Zeroizing<String>, KeyringError> {
         let keys = self.keys();
+        if keys.principal.is_some() {
+            return Err(KeyringError::NotRoot);
+        }
         let peer = Secret::filled(|out| random(out));
         let mut seen = vec![&keys.access_token, &keys.admission, &keys.routing];
         seen.extend(keys.payload.values().map(|key| &key.secret));
@@ -190,7 +208,34 @@ impl ClientKeyring {
         Ok(text)
     }
 
-    /// The shared token that opens a connection.
+    /// The same keys for another principal of `cluster`, with the token that it has in `generation`.
+    ///
+    /// * Only from root's keyring: whoever has no more than a token can make no other.
+    pub fn for_principal(
+        &self,
+        cluster: ClusterId,
+        name: &PrincipalName,
+        generation: u64,
+    ) -> Result<Self, KeyringError> {
+        let keys = self.keys();
+        if keys.principal.is_some() {
+            return Err(KeyringError::NotRoot);
+        }
+        let token = principal_token(&self.access_token(), cluster, name.as_str(), generation);
+        let made = Keys {
+            principal: Some(name.clone()),
+            access_token: Secret::filled(|out| out.copy_from_slice(&token[..])),
+            ..keys.clone()
+        };
+        made.checked()
+    }
+
+    /// Whose keyring it is, as nodes know it.
+    pub fn principal(&self) -> &str {
+        self.keys.principal.as_ref().map_or(ROOT, PrincipalName::as_str)
+    }
+
+    /// The token of [`ClientKeyring::principal`], which opens a connection.
     pub fn access_token(&self) -> MacKey {
         MacKey::new(*self.keys.access_token.bytes())
     }
@@ -228,6 +273,7 @@ impl fmt::Debug for ClientKeyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ids: Vec<u32> = self.keys.payload.keys().map(|id| id.0).collect();
         f.debug_struct("ClientKeyring")
+            .field("principal", &self.principal())
             .field("current_key", &self.keys.current.0)
             .field("payload_keys", &ids)
             .finish_non_exhaustive()
@@ -342,6 +388,10 @@ pub enum KeyringError {
         /// What is wrong with it.
         why: FieldError,
     },
+    /// `principal` is no name of a principal.
+    Principal,
+    /// The keyring of a principal other than root: from its token no other can be made.
+    NotRoot,
     /// Two payload keys share this id.
     DuplicateId(KeyId),
     /// A payload key that is there is listed as retired.
@@ -371,6 +421,8 @@ impl fmt::Display for KeyringError {
             }
             Self::Field { field, why } => write!(f, "{field} {why}"),
             Self::PayloadKey { id, why } => write!(f, "payload key {} {why}", id.0),
+            Self::Principal => write!(f, "principal is no name of a principal"),
+            Self::NotRoot => write!(f, "this keyring is not root's: no other token can be made from it"),
             Self::DuplicateId(id) => write!(f, "two payload keys have the id {}", id.0),
             Self::RetiredKey(id) => write!(f, "payload key {} is there and listed as retired", id.0),
             Self::NoCurrentKey(id) => {
@@ -421,6 +473,7 @@ struct Raw {
     #[serde(rename = "version")]
     _version: i64,
     access_token: Option<HexKey>,
+    principal: Option<String>,
     admission_key: Option<HexKey>,
     peer_secret: Option<de::IgnoredAny>,
     routing_key: Option<HexKey>,
@@ -582,6 +635,26 @@ mod tests {
             again.payload_keys().map(|key| (key.id, key.created_at, key.activates_at)).collect();
         assert_eq!(keys, [(KeyId(1), WallTime(1_763_964_000_000), None)]);
         assert_eq!(again.payload_key(KeyId(1)).unwrap().bytes(), &[0xa3; 32]);
+    }
+
+    #[test]
+    fn a_principal_has_a_token_of_its_own_beside_the_same_keys() {
+        let (root, name) = (example(), PrincipalName::parse("till-7").unwrap());
+        let till = root.for_principal(ClusterId(5), &name, 1).unwrap();
+        let again = ClientKeyring::parse(&till.to_text()).unwrap();
+        assert_eq!((root.principal(), till.principal(), again.principal()), ("root", "till-7", "till-7"));
+        assert_eq!(again.to_text(), till.to_text());
+        let token = principal_token(&root.access_token(), ClusterId(5), "till-7", 1);
+        assert_eq!(again.access_token().sign(&[b"x"]), MacKey::new(*token).sign(&[b"x"]));
+        assert_eq!(again.admission_key().sign(&[b"x"]), root.admission_key().sign(&[b"x"]));
+        assert_eq!(again.payload_key(KeyId(1)).unwrap().bytes(), &[0xa3; 32]);
+        // The cluster's secret is not in it, and nothing can be derived from it.
+        let secret = "a0".repeat(32);
+        assert!(root.to_text().contains(&secret) && !till.to_text().contains(&secret));
+        assert_eq!(till.for_principal(ClusterId(5), &name, 2).unwrap_err(), KeyringError::NotRoot);
+        assert_eq!(till.to_node_text(&mut |out| out.fill(7)).unwrap_err(), KeyringError::NotRoot);
+        let text = till.to_text().replace("till-7", "till.7");
+        assert_eq!(ClientKeyring::parse(&text).unwrap_err(), KeyringError::Principal);
     }
 
     #[test]

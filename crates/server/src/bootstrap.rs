@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::{ErrorKind, Read as _},
     net::{SocketAddr, ToSocketAddrs},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -10,7 +11,12 @@ use std::{
 
 use serde::{Deserialize, de::IgnoredAny};
 use swarmmq_engine::node::Addresses;
-use swarmmq_protocol::{id::NodeId, mac::MacKey, session::peer::PeerHello};
+use swarmmq_protocol::{
+    id::NodeId,
+    join_token::{JoinToken, TEXT_BYTES_MAX},
+    mac::MacKey,
+    session::peer::PeerHello,
+};
 use zeroize::Zeroizing;
 
 use crate::StartError;
@@ -19,7 +25,7 @@ use crate::StartError;
 const KNOWN_KEYS: &[(&str, &[&str])] = &[
     ("node", &["id", "data", "roles", "keyring"]),
     ("listen", &["client", "peer", "gossip", "admin"]),
-    ("cluster", &["seeds"]),
+    ("cluster", &["seeds", "join_token_file"]),
 ];
 /// Edits after which two words are still taken for the same.
 const TYPO_EDITS_MAX: usize = 3;
@@ -72,6 +78,7 @@ impl Default for ListenSection {
 #[serde(deny_unknown_fields, default)]
 struct ClusterSection {
     seeds: Vec<String>,
+    join_token_file: Option<PathBuf>,
 }
 
 /// `node.toml`, checked.
@@ -88,6 +95,10 @@ pub(crate) struct NodeConfig {
     pub(crate) admin: SocketAddr,
     /// Where other nodes may listen: their peer ports. This node's own is left out.
     pub(crate) seeds: Vec<SocketAddr>,
+    /// Where a join token lies.
+    pub(crate) join_token_file: Option<PathBuf>,
+    /// What lets it join, if it is no member yet.
+    pub(crate) token: Option<JoinToken>,
 }
 
 impl NodeConfig {
@@ -143,6 +154,35 @@ impl NodeConfig {
             gossip,
             admin,
             seeds,
+            join_token_file: file.cluster.join_token_file.map(|path| folder.join(path)),
+            token: None,
+        })
+    }
+
+    /// The join token that the file names. A member needs none: there the file may be gone.
+    pub(crate) fn read_token(&self) -> Result<Option<JoinToken>, StartError> {
+        let Some(path) = &self.join_token_file else { return Ok(None) };
+        // Read into its final buffer, and no more than a token has.
+        let mut text = Zeroizing::new(String::with_capacity(TEXT_BYTES_MAX + 1));
+        let read = fs::File::open(path)
+            .and_then(|file| file.take(TEXT_BYTES_MAX as u64 + 1).read_to_string(&mut text));
+        match read {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound && self.data.join("identity.toml").exists() => {
+                return Ok(None);
+            }
+            Err(error) => {
+                return Err(StartError::config(
+                    format!("cannot read cluster.join_token_file {}: {error}", path.display()),
+                    "write what `swarmmq node token` printed into it, or leave the line out",
+                ));
+            }
+        }
+        JoinToken::parse(&text).map(Some).map_err(|error| {
+            StartError::config(
+                format!("{}: {error}", path.display()),
+                "copy the whole line that `swarmmq node token` printed",
+            )
         })
     }
 

@@ -43,6 +43,8 @@ pub(crate) struct Identity {
     pub(crate) boot: u64,
     /// Something was synced to the log in this life: if the log is empty, it was lost.
     pub(crate) begun: bool,
+    /// The cluster was made for nodes to join without a token. Means nothing but to a founder, and once.
+    pub(crate) open_join: bool,
     created_at_ms: u64,
 }
 
@@ -62,6 +64,8 @@ struct Written {
     boot: u64,
     #[serde(default = "yes")]
     begun: bool,
+    #[serde(default)]
+    open_join: bool,
 }
 
 fn yes() -> bool {
@@ -75,7 +79,7 @@ pub(crate) fn new_incarnation() -> u64 {
 
 impl Identity {
     /// Draws a new cluster and writes it down, together with the beginning of the log.
-    pub(crate) fn make(data: &Path, node: NodeId) -> Result<Self, StartError> {
+    pub(crate) fn make(data: &Path, node: NodeId, open_join: bool) -> Result<Self, StartError> {
         if data.join(FILE).exists() {
             return Err(StartError::local(
                 format!("{} is already part of a cluster", data.display()),
@@ -91,6 +95,7 @@ impl Identity {
             founder: true,
             boot: 0,
             begun: false,
+            open_join,
             created_at_ms: clock::wall().0,
         };
         identity.begin_log(data)?;
@@ -110,8 +115,9 @@ impl Identity {
     ) -> Result<Self, StartError> {
         refuse_orphaned_log(data)?;
         let created_at_ms = clock::wall().0;
-        let (founder, boot, begun) = (false, 0, false);
-        let identity = Self { cluster, node, incarnation, shard_count, founder, boot, begun, created_at_ms };
+        let (founder, boot, begun, open_join) = (false, 0, false, false);
+        let identity =
+            Self { cluster, node, incarnation, shard_count, founder, boot, begun, open_join, created_at_ms };
         identity.begin_log(data)?;
         identity.write(data)?;
         Ok(identity)
@@ -181,6 +187,7 @@ impl Identity {
             founder: self.founder,
             boot: self.boot,
             begun: self.begun,
+            open_join: self.open_join,
         };
         let text = toml::to_string(&written).expect("plain fields can be written");
         let temporary = data.join("identity.tmp");
@@ -225,6 +232,7 @@ impl Identity {
             shard_count: written.shard_count,
             founder: written.founder,
             boot: written.boot,
+            open_join: written.open_join,
             begun: written.begun,
             created_at_ms: written.created_at_ms,
         }))
@@ -329,10 +337,10 @@ mod tests {
     fn an_identity_is_made_once_and_read_back() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Identity::load(dir.path()), Ok(None));
-        let made = Identity::make(dir.path(), NodeId(3)).unwrap();
+        let made = Identity::make(dir.path(), NodeId(3), false).unwrap();
         assert_eq!((made.founder, made.boot, made.begun), (true, 0, false));
         assert_eq!(Identity::load(dir.path()), Ok(Some(made)));
-        let again = Identity::make(dir.path(), NodeId(3)).unwrap_err();
+        let again = Identity::make(dir.path(), NodeId(3), false).unwrap_err();
         assert_eq!(again.exit_code(), 7);
         assert!(again.message().contains("already"), "{again}");
     }
@@ -344,11 +352,11 @@ mod tests {
         fs::create_dir(&log).unwrap();
         File::create(log.join(crate::disk::segment_name(1))).unwrap();
         fs::write(dir.path().join("identity.tmp"), "half").unwrap();
-        Identity::make(dir.path(), NodeId(1)).unwrap();
+        Identity::make(dir.path(), NodeId(1), false).unwrap();
 
         fs::remove_file(dir.path().join(FILE)).unwrap();
         fs::write(log.join(crate::disk::segment_name(1)), "records").unwrap();
-        let error = Identity::make(dir.path(), NodeId(1)).unwrap_err();
+        let error = Identity::make(dir.path(), NodeId(1), false).unwrap_err();
         assert_eq!(error.exit_code(), 7);
         assert!(error.message().contains("without an identity"), "{error}");
     }
@@ -357,7 +365,7 @@ mod tests {
     fn a_damaged_identity_is_told_apart_from_none() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Identity::load(dir.path()), Ok(None));
-        Identity::make(dir.path(), NodeId(1)).unwrap();
+        Identity::make(dir.path(), NodeId(1), false).unwrap();
         fs::write(dir.path().join(FILE), "version = 1\ncluster = \"").unwrap();
         let error = Identity::load(dir.path()).unwrap_err();
         assert_eq!(error.exit_code(), 7);
@@ -367,7 +375,7 @@ mod tests {
     #[test]
     fn starts_and_the_first_sync_are_counted_and_the_rest_stays() {
         let dir = tempfile::tempdir().unwrap();
-        let mut identity = Identity::make(dir.path(), NodeId(1)).unwrap();
+        let mut identity = Identity::make(dir.path(), NodeId(1), false).unwrap();
         let made = identity;
         identity.count_boot(dir.path()).unwrap();
         identity.count_boot(dir.path()).unwrap();
@@ -383,13 +391,13 @@ mod tests {
         assert_eq!((joined.founder, joined.boot, joined.begun), (false, 0, false));
         assert_eq!((joined.incarnation, joined.cluster, joined.shard_count), (77, ClusterId(5), 4));
         assert_eq!(Identity::load(dir.path()), Ok(Some(joined)));
-        assert_eq!(Identity::make(dir.path(), NodeId(2)).unwrap_err().exit_code(), 7);
+        assert_eq!(Identity::make(dir.path(), NodeId(2), false).unwrap_err().exit_code(), 7);
     }
 
     #[test]
     fn the_next_life_of_a_disk_is_no_founder_and_keeps_what_was_left() {
         let dir = tempfile::tempdir().unwrap();
-        let mut identity = Identity::make(dir.path(), NodeId(1)).unwrap();
+        let mut identity = Identity::make(dir.path(), NodeId(1), false).unwrap();
         identity.count_boot(dir.path()).unwrap();
         identity.set_begun(dir.path()).unwrap();
         let before = identity;

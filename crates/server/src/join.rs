@@ -6,7 +6,13 @@ use std::time::Duration;
 
 use mio::Events;
 use swarmmq_engine::node::{Now, Report};
-use swarmmq_protocol::{error::Code, id::ClusterId, mac::MacKey, session::peer::PeerHello, time::Instant};
+use swarmmq_protocol::{
+    error::Code,
+    id::{ClusterId, NodeId},
+    mac::MacKey,
+    session::{guard::Source, peer::PeerHello},
+    time::Instant,
+};
 
 use crate::{
     StartError,
@@ -44,9 +50,11 @@ impl Owner for Joiner {
         self.hello.clone()
     }
 
-    fn admits(&self, _: &PeerHello) -> Result<(), (Code, String)> {
+    fn admits(&self, _: Now, _: &PeerHello) -> Result<(), (Code, String)> {
         Ok(())
     }
+
+    fn turned_away(&mut self, _: Now, _: Option<Source>, _: Option<NodeId>, _: Code) {}
 
     fn hear(&mut self, _: Now, event: PeerEvent) {
         if let PeerEvent::Up(member) = event
@@ -85,12 +93,14 @@ pub(crate) fn find(
         gossip: addresses.gossip,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         key: PeerHello::NO_KEY,
+        join: None,
     };
     let mut joiner = Joiner { hello, found: None };
     let registry = watch.poll.registry().try_clone().map_err(|error| {
         StartError::local(format!("cannot start: {error}"), "check the limits of the process")
     })?;
     let mut peers = Peers::start(registry, None, &config.seeds, secret, &joiner, clock.now())?;
+    peers.set_token(config.token.clone());
     tracing::info!(node = config.node.0, seeds = ?config.seeds, "{who}: joining through the seeds");
     let mut events = Events::with_capacity(64);
     let mut next_report = Instant(0);

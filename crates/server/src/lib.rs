@@ -1,6 +1,7 @@
 //! How a node touches the world: sockets, disk, clock, telemetry. Everything it decides is decided in the engine.
 
 mod acquaintances;
+mod audit;
 mod bootstrap;
 mod clock;
 mod disk;
@@ -22,7 +23,7 @@ use swarmmq_engine::{
     log::{Recovery, SEGMENT_HEADER_BYTES, Verdict},
     node::{self, bug::Bugs},
 };
-use swarmmq_protocol::{mac::MacKey, node_key::NodeSecret, session::peer::PeerHello};
+use swarmmq_protocol::{join_token::JoinToken, mac::MacKey, node_key::NodeSecret, session::peer::PeerHello};
 
 use self::{
     bootstrap::{NodeConfig, NodeKeyring},
@@ -102,7 +103,9 @@ pub struct InitReport {
 }
 
 /// Makes a cluster, once, on its first node: names it and begins the log. An existing one is refused, never overwritten.
-pub fn init(config_path: &Path) -> Result<InitReport, StartError> {
+///
+/// * `open_join`: nodes that know the peer secret become members without a join token, until that setting is changed.
+pub fn init(config_path: &Path, open_join: bool) -> Result<InitReport, StartError> {
     let config = NodeConfig::load(config_path)?;
     if config.roles & PeerHello::STORE == 0 {
         return Err(StartError::config(
@@ -112,14 +115,20 @@ pub fn init(config_path: &Path) -> Result<InitReport, StartError> {
     }
     identity::make_directory(&config.data)?;
     let _lock = identity::lock(&config.data, SUCCESSION_TIME_MAX)?;
-    let made = Identity::make(&config.data, config.node)?;
+    let made = Identity::make(&config.data, config.node, open_join)?;
     Ok(InitReport { cluster: made.cluster.to_string(), node: made.node.0, shard_count: made.shard_count })
 }
 
 /// Runs a node until it is told to stop. Returns when it has drained.
-pub fn run(config_path: &Path) -> Result<(), StartError> {
+///
+/// * `token`: what lets it join, if it is no member yet; `cluster.join_token_file` counts where this is `None`.
+pub fn run(config_path: &Path, token: Option<JoinToken>) -> Result<(), StartError> {
     telemetry::init();
     let mut config = NodeConfig::load(config_path)?;
+    config.token = match token {
+        Some(token) => Some(token),
+        None => config.read_token()?,
+    };
     let keyring = NodeKeyring::load(&config.keyring, std::env::var_os("SWARMMQ_KEYRING").is_some())?;
     if Identity::load(&config.data)?.is_none() {
         identity::refuse_orphaned_log(&config.data)?;
@@ -311,6 +320,7 @@ fn node_config(
         boot: identity.boot + 1,
         founder: identity.founder,
         replicas: REPLICAS,
+        open_join: identity.open_join,
         roles: config.roles,
         addresses: config.addresses(),
         shard_count: identity.shard_count,
@@ -433,7 +443,7 @@ mod tests {
 
         /// Exit code and message of a start that fails.
         fn run(&self) -> (u8, String) {
-            let error = run(&self.config).unwrap_err();
+            let error = run(&self.config, None).unwrap_err();
             (error.exit_code(), format!("{error}; {}", error.hint()))
         }
     }
@@ -449,16 +459,16 @@ mod tests {
     #[test]
     fn a_cluster_is_made_once() {
         let place = Place::new();
-        let made = init(&place.config).unwrap();
+        let made = init(&place.config, false).unwrap();
         assert_eq!((made.node, made.shard_count, made.cluster.len()), (1, 16, 32));
-        let again = init(&place.config).unwrap_err();
+        let again = init(&place.config, false).unwrap_err();
         assert!(again.exit_code() == 7 && again.message().contains("already"), "{again}");
     }
 
     #[test]
     fn an_identity_without_a_log_is_a_lost_disk() {
         let place = Place::new();
-        init(&place.config).unwrap();
+        init(&place.config, false).unwrap();
         let log = place.data().join("log");
         fs::remove_file(log.join(disk::segment_name(1))).unwrap();
         for _ in 0..2 {
@@ -475,7 +485,7 @@ mod tests {
         fs::write(&place.config, format!("{text}[cluster]\nseeds = [\"127.0.0.1:9\"]\n")).unwrap();
         let keyring = place.directory.path().join("node.keyring");
         let keys = fs::read_to_string(&keyring).unwrap();
-        init(&place.config).unwrap();
+        init(&place.config, false).unwrap();
         let lines: Vec<&str> = keys.lines().filter(|line| !line.contains("peer")).collect();
         fs::write(&keyring, lines.join("\n")).unwrap();
         let (code, said) = place.run();
@@ -493,7 +503,7 @@ mod tests {
     #[test]
     fn a_corrupt_log_that_may_be_the_only_copy_is_kept() {
         let place = Place::new();
-        init(&place.config).unwrap();
+        init(&place.config, false).unwrap();
         let mut config = NodeConfig::load(&place.config).unwrap();
         let refused = |config: &NodeConfig| refuse_only_copy(config, "corrupt").is_err();
         assert!(refused(&config), "it knows nobody");
@@ -528,7 +538,7 @@ mod tests {
     #[test]
     fn starts_before_the_first_record_are_starts_of_the_same_disk() {
         let place = Place::new();
-        init(&place.config).unwrap();
+        init(&place.config, false).unwrap();
         let made = Identity::load(&place.data()).unwrap().unwrap();
         for boot in 1..=3 {
             let mut started = made;
@@ -540,7 +550,7 @@ mod tests {
     #[test]
     fn a_disk_that_lost_its_log_can_only_join_again_as_a_new_one() {
         let place = Place::new();
-        init(&place.config).unwrap();
+        init(&place.config, false).unwrap();
         let log = place.data().join("log");
         let mut before = open_with_a_seed(&place);
         // Its log is empty although it had begun; then it is gone; then even the folder is.
@@ -573,7 +583,7 @@ mod tests {
         let place = Place::new();
         let text = fs::read_to_string(&place.config).unwrap();
         fs::write(&place.config, text.replace("[listen]", "roles = [\"router\"]\n[listen]")).unwrap();
-        let error = init(&place.config).unwrap_err();
+        let error = init(&place.config, false).unwrap_err();
         assert!(error.exit_code() == 2 && error.message().contains("store"), "{error}");
         assert!(!place.data().exists());
     }
@@ -581,7 +591,7 @@ mod tests {
     #[test]
     fn a_second_node_on_one_directory_is_told_who_holds_it() {
         let place = Place::new();
-        init(&place.config).unwrap();
+        init(&place.config, false).unwrap();
         let _held = identity::lock(&place.data(), SUCCESSION_TIME_MAX).unwrap();
         let (code, said) = place.run();
         assert!(code == 7 && said.contains(&format!("process {}", std::process::id())), "{code} {said}");
@@ -601,7 +611,7 @@ mod tests {
     #[test]
     fn another_node_s_directory_is_refused() {
         let place = Place::new();
-        init(&place.config).unwrap();
+        init(&place.config, false).unwrap();
         let text = fs::read_to_string(&place.config).unwrap();
         fs::write(&place.config, text.replace("id = 1", "id = 2")).unwrap();
         let (code, said) = place.run();
@@ -611,7 +621,7 @@ mod tests {
     #[test]
     fn damage_below_the_watermark_ends_the_start_and_changes_nothing() {
         let place = Place::new();
-        init(&place.config).unwrap();
+        init(&place.config, false).unwrap();
         let segment = place.data().join("log").join(disk::segment_name(1));
         let (log, identity) = {
             let identity = Identity::load(&place.data()).unwrap().unwrap();

@@ -46,6 +46,8 @@ pub(crate) struct Link<S> {
     pub(crate) ended: bool,
     /// Queued for another turn of reading.
     pub(crate) unread: bool,
+    /// Nothing is read before that: its principal is above its quota.
+    pub(crate) paused: bool,
 }
 
 impl<S: Read + Write> Link<S> {
@@ -60,6 +62,7 @@ impl<S: Read + Write> Link<S> {
             closing: false,
             ended: false,
             unread: false,
+            paused: false,
         }
     }
 

@@ -1,13 +1,17 @@
 //! Takes connections of clients and of nodes, as many as the process may hold open.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use mio::{
     Interest, Registry, Token,
     net::{TcpListener, TcpStream},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use swarmmq_protocol::time::Instant;
+use swarmmq_protocol::{session::guard::Source, time::Instant};
 
 use crate::{
     StartError,
@@ -71,6 +75,14 @@ impl Listener {
     pub(crate) fn retry_at(&self) -> Option<Instant> {
         self.retry_at
     }
+}
+
+/// Where a connection comes from. `None`: it is gone already.
+pub(crate) fn source_of(stream: &TcpStream) -> Option<Source> {
+    Some(match stream.peer_addr().ok()?.ip() {
+        IpAddr::V4(address) => Source::v4(address.octets()),
+        IpAddr::V6(address) => Source(address.octets()),
+    })
 }
 
 /// Lets the process open as many files as it may.

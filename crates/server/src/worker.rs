@@ -2,7 +2,7 @@
 //! once, and sends each connection one write and the disk one batch. Nothing here blocks but the wait for events.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     net::SocketAddr,
     sync::Arc,
@@ -12,12 +12,17 @@ use std::{
 use mio::{Events, Interest, Token, event::Event, net::TcpStream};
 use swarmmq_engine::node::{ConnectionId, Effects, Input, Neighbour, Node, Now};
 use swarmmq_protocol::{
-    error::Code, id::NodeId, limits::UNAUTHENTICATED_TIME_MAX, mac::MacKey, session::peer::PeerHello,
+    error::Code,
+    id::NodeId,
+    limits::UNAUTHENTICATED_TIME_MAX,
+    mac::MacKey,
+    session::{guard::Source, peer::PeerHello},
     time::Instant,
 };
 
 use crate::{
     StartError, acquaintances,
+    audit::AuditLog,
     bootstrap::{NodeConfig, NodeKeyring},
     clock::{self, Clock},
     disk::{Disk, DiskEvent, SegmentFiles},
@@ -25,7 +30,7 @@ use crate::{
     http::Shared,
     identity::Identity,
     link::{Link, ReadState},
-    listener::{CONNECTIONS_MAX, Listener, raise_file_limit},
+    listener::{CONNECTIONS_MAX, Listener, raise_file_limit, source_of},
     peers::{self, Owner, PeerEvent, Peers},
     shutdown::{DRAIN_TIME_MAX, NEWS, Watch},
     telemetry::Timings,
@@ -94,7 +99,9 @@ pub(crate) fn run(
     }
     let gossip = Gossip::bind(config.gossip, registry, GOSSIP)?;
     let disk = Disk::start(files, Arc::clone(&watch.waker)).map_err(internal)?;
+    peers.set_token(config.token.clone());
     let mut worker = Worker {
+        audit: AuditLog::new(&config.data, config.node),
         watch,
         config,
         identity,
@@ -109,6 +116,7 @@ pub(crate) fn run(
         strangers: VecDeque::new(),
         leaving: VecDeque::new(),
         unread: VecDeque::new(),
+        paused: BTreeSet::new(),
         scratch: vec![0; SCRATCH_BYTES],
         clock,
         drain_until: None,
@@ -136,8 +144,12 @@ impl Owner for Node {
         Self::hello(self)
     }
 
-    fn admits(&self, hello: &PeerHello) -> Result<(), (Code, String)> {
-        Self::admits(self, hello)
+    fn admits(&self, now: Now, hello: &PeerHello) -> Result<(), (Code, String)> {
+        Self::admits(self, now, hello)
+    }
+
+    fn turned_away(&mut self, now: Now, source: Option<Source>, node: Option<NodeId>, code: Code) {
+        self.handle(now, Input::PeerRefused { source, node, code });
     }
 
     fn hear(&mut self, now: Now, event: PeerEvent) {
@@ -171,6 +183,9 @@ struct Worker<'a> {
     leaving: VecDeque<(Instant, usize)>,
     /// Links with bytes left to read, for want of budget.
     unread: VecDeque<usize>,
+    /// Connections that are not read before then, because of quotas. Each stands here once.
+    paused: BTreeSet<(Instant, usize)>,
+    audit: AuditLog,
     scratch: Vec<u8>,
     clock: Clock,
     drain_until: Option<Instant>,
@@ -196,6 +211,7 @@ impl Worker<'_> {
             self.hear_disk(now);
             self.begin_drain(now);
             let mut budget = BURST_BYTES_MAX;
+            self.end_pauses(now);
             for _ in 0..self.unread.len() {
                 let Some(connection) = self.unread.pop_front() else { break };
                 if let Some(link) = self.links.get_mut(&connection) {
@@ -248,6 +264,7 @@ impl Worker<'_> {
             self.peers.next_at(now),
             Some(self.next_report),
             self.strangers.front().map(|(at, _)| *at),
+            self.paused.first().map(|(at, _)| *at),
             self.leaving.front().map(|(at, _)| *at),
             self.listener.as_ref().and_then(Listener::retry_at),
             self.drain_until,
@@ -280,10 +297,11 @@ impl Worker<'_> {
                 tracing::warn!(%error, "a connection could not be set up");
                 continue;
             }
+            let source = source_of(&stream).unwrap_or_default();
             self.links.insert(connection, Link::new(stream));
             self.strangers.push_back((now.monotonic + UNAUTHENTICATED_TIME_MAX, connection));
             let id = ConnectionId(connection as u64);
-            self.node.handle(now, Input::Connected { connection: id, nonce: clock::random() });
+            self.node.handle(now, Input::Connected { connection: id, nonce: clock::random(), source });
         }
     }
 
@@ -307,25 +325,17 @@ impl Worker<'_> {
             }
             return;
         }
+        // What came before a pause goes before anything else is read.
+        if link.paused || !self.take_frames(now, connection) {
+            return;
+        }
+        let Some(link) = self.links.get_mut(&connection) else { return };
         let (state, taken) = if *budget > 0 { link.read(&mut self.scratch) } else { (ReadState::More, 0) };
         *budget = budget.saturating_sub(taken);
-        let id = ConnectionId(connection as u64);
-        loop {
-            match link.next_frame() {
-                Ok(Some((header, body))) => {
-                    self.node.handle(now, Input::Frame { connection: id, header, body });
-                    if !link.is_authenticated() && self.node.is_authenticated(id) {
-                        link.set_authenticated();
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    link.begin_closing();
-                    self.node.handle(now, Input::Malformed { connection: id, error });
-                    return;
-                }
-            }
+        if !self.take_frames(now, connection) {
+            return;
         }
+        let Some(link) = self.links.get_mut(&connection) else { return };
         match state {
             ReadState::Drained => {}
             ReadState::More if link.unread => {}
@@ -334,6 +344,48 @@ impl Worker<'_> {
                 self.unread.push_back(connection);
             }
             ReadState::Closed => self.close(now, connection),
+        }
+    }
+
+    /// Hands the node every whole frame that was read. False: nothing more is to be read now.
+    fn take_frames(&mut self, now: Now, connection: usize) -> bool {
+        let Some(link) = self.links.get_mut(&connection) else { return false };
+        let id = ConnectionId(connection as u64);
+        loop {
+            // What has come stays where it is, and the socket fills: that slows whoever sends.
+            if let Some(until) = self.node.paused_until(now.monotonic, id) {
+                link.paused = true;
+                self.paused.insert((until, connection));
+                return false;
+            }
+            match link.next_frame() {
+                Ok(Some((header, body))) => {
+                    self.node.handle(now, Input::Frame { connection: id, header, body });
+                    if !link.is_authenticated() && self.node.is_authenticated(id) {
+                        link.set_authenticated();
+                    }
+                }
+                Ok(None) => return true,
+                Err(error) => {
+                    link.begin_closing();
+                    self.node.handle(now, Input::Malformed { connection: id, error });
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Whoever has waited long enough is read again.
+    fn end_pauses(&mut self, now: Now) {
+        while let Some((until, connection)) = self.paused.first().copied()
+            && until <= now.monotonic
+        {
+            self.paused.pop_first();
+            let Some(link) = self.links.get_mut(&connection) else { continue };
+            link.paused = false;
+            if !std::mem::replace(&mut link.unread, true) {
+                self.unread.push_back(connection);
+            }
         }
     }
 
@@ -433,6 +485,10 @@ impl Worker<'_> {
         if let Some(members) = effects.peers {
             self.meet(now, &members);
         }
+        for node in effects.unwanted {
+            self.peers.let_go(now, node, &mut self.node);
+        }
+        self.audit.write(&effects.audit);
         self.disk_lost |= effects.lost_disk;
         for id in effects.closes {
             let connection = id.0 as usize;

@@ -144,7 +144,7 @@ impl Cluster {
             write_config(node, &all, roles)?;
         }
         let first = all.first().ok_or_else(|| Failure::usage("no nodes", "use --nodes 1 or more"))?;
-        let name = swarmmq_server::init(&first.config)?.cluster;
+        let name = swarmmq_server::init(&first.config, true)?.cluster;
         let cluster = Self { cluster: name, keyring: directory.join("client.keyring"), nodes: all };
         cluster.save(directory)?;
         Ok(cluster)

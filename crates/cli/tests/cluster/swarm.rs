@@ -108,7 +108,7 @@ impl Swarm {
         drop(free);
         let mut swarm = Self { nodes, dev };
         let config = swarm.nodes[0].folder.join("node.toml");
-        ok(&swarm.dev.run(&["init", "--config", config.to_str().unwrap()]));
+        ok(&swarm.dev.run(&["init", "--open-join", "--config", config.to_str().unwrap()]));
         (0..usize::from(count)).for_each(|at| swarm.start(at));
         swarm.heals();
         swarm

@@ -517,6 +517,10 @@ fn end(result: SettleResult) -> Result<(), SettleError> {
     match result {
         SettleResult::Done => Ok(()),
         SettleResult::LeaseLost => Err(Error::LeaseLost),
+        SettleResult::NotAllowed => Err(Error::Failed {
+            code: Code::NotAllowed,
+            message: "this principal may not settle here".into(),
+        }),
         SettleResult::Unknown => Err(Error::Unknown {
             code: Code::LeaseLost,
             message: "the connection broke before the answer, and the lease is gone".into(),

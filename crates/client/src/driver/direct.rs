@@ -84,10 +84,10 @@ impl Directs {
         while let Some(step) = self.decides.step(now, |node| producers.is_drained(Way::Direct(node))) {
             match step {
                 Step::Dial(node, address) => {
-                    let (keyring, principal) = (options.keyring.clone(), options.principal.clone());
+                    let keyring = options.keyring.clone();
                     self.attempts.spawn(async move {
                         let until = after(ATTEMPT_TIME);
-                        (node, Connection::open(address, keyring, principal, until, clock).await)
+                        (node, Connection::open(address, keyring, until, clock).await)
                     });
                 }
                 Step::Leave(node) => {

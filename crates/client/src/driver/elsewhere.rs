@@ -41,8 +41,8 @@ impl Elsewhere {
         let server = servers[self.turn % servers.len()].clone();
         self.turn = self.turn.wrapping_add(1);
         self.rests_until = self.turn.is_multiple_of(servers.len()).then(|| after(ATTEMPT_FIRST + PAUSE));
-        let (keyring, principal) = (options.keyring.clone(), options.principal.clone());
-        self.attempt.spawn(Connection::open(server, keyring, principal, after(ATTEMPT_FIRST), clock));
+        let keyring = options.keyring.clone();
+        self.attempt.spawn(Connection::open(server, keyring, after(ATTEMPT_FIRST), clock));
     }
 
     /// The attempt is not needed any more. Returns whether there was one.

@@ -54,6 +54,9 @@ use crate::{
 
 /// First pause between attempts to connect; doubles up to [`RECONNECT_MAX`].
 const RECONNECT_FIRST: Duration = Duration::from_millis(10);
+/// Pause after every server has refused a client that had been let in before: an operator may let it in again. Nodes do
+/// not listen to a place where attempts fail more often.
+const KEPT_OUT_PAUSE: Duration = Duration::from_secs(5);
 /// Longest pause between attempts. A connection that lived at least so long was a good one.
 const RECONNECT_MAX: Duration = Duration::from_millis(400);
 /// Time for an attempt while there are others to try: a node that stands still takes connections and says nothing.
@@ -188,6 +191,7 @@ impl Driver {
         // Servers in a row that came to nothing. One is followed by the next at once; after all of them comes a pause.
         let mut misses = 0;
         let mut refusals = 0;
+        let mut is_kept_out = false;
         let mut cause = String::new();
         loop {
             let servers = self.servers(&given);
@@ -199,13 +203,8 @@ impl Driver {
             if self.first.is_some() {
                 deadline = deadline.min(give_up);
             }
-            let connecting = Connection::open(
-                server.clone(),
-                self.options.keyring.clone(),
-                self.options.principal.clone(),
-                deadline,
-                self.clock,
-            );
+            let connecting =
+                Connection::open(server.clone(), self.options.keyring.clone(), deadline, self.clock);
             let Some(connected) = self.detached(connecting).await else { return };
             match connected.and_then(|home| self.same_cluster(home)) {
                 Ok(home) => {
@@ -241,6 +240,7 @@ impl Driver {
                     let fatal = match error {
                         ConnectError::Refused(error) => {
                             refusals += 1;
+                            is_kept_out |= error.code() == Code::Unauthenticated.text();
                             // One wrong address among good ones must not be the end.
                             (refusals >= servers.len()).then_some(error)
                         }
@@ -272,6 +272,9 @@ impl Driver {
                 until = until.min(give_up);
             }
             pause = (pause * 2).min(RECONNECT_MAX);
+            if std::mem::take(&mut is_kept_out) && self.first.is_none() {
+                until = until.max(tokio::time::Instant::now() + KEPT_OUT_PAUSE.mul_f64(jitter));
+            }
             if self.detached(tokio::time::sleep_until(until)).await.is_none() {
                 return;
             }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use swarmmq_protocol::{
+    access::AccessRequest,
     admin::{AdminAnswer, AdminRequest, Order},
     envelope,
     error::{Code, Outcome},
@@ -44,6 +45,7 @@ impl Question {
                 | AdminRequest::NodeDrain { .. }
                 | AdminRequest::SettingSet { .. }
                 | AdminRequest::NodeRemove { .. } => true,
+                AdminRequest::Access(request) => *request != AccessRequest::List,
                 AdminRequest::AddressRemove { dry_run, .. }
                 | AdminRequest::AddressPurge { dry_run, .. }
                 | AdminRequest::GroupSeek { dry_run, .. }
@@ -72,6 +74,12 @@ impl Question {
                         AdminRequest::AddressCreate { .. }
                             | AdminRequest::AddressSet { .. }
                             | AdminRequest::NodeDrain { .. }
+                            | AdminRequest::Access(
+                                AccessRequest::Change { .. }
+                                    | AccessRequest::Bound { .. }
+                                    | AccessRequest::Enable { .. }
+                                    | AccessRequest::JoinToken { .. }
+                            )
                             | AdminRequest::SettingSet { .. }
                             // Each asking begins a life; only the last one is used.
                             | AdminRequest::ProducerTakeOver { .. },

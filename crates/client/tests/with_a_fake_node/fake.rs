@@ -14,7 +14,7 @@ use swarmmq_protocol::{
     id::{
         Address, Attempt, ClusterId, NodeId, Offset, ProducerEpoch, ProducerId, Salt, Sequence, ShardId, Term,
     },
-    session::handshake::ServerHandshake,
+    session::handshake::{Candidates, ServerHandshake},
     time::WallTime,
 };
 use swarmmq_seal::{Draft, Sealer};
@@ -114,11 +114,12 @@ pub(crate) struct Peer {
 impl Peer {
     async fn handshake(&mut self, cluster: ClusterId, node: NodeId) -> Option<()> {
         let token = keyring(1).access_token();
-        let mut handshake = ServerHandshake::new(token, cluster, node, SHARDS, [7; 32]);
+        let find = |_: &str| Candidates::only(token.clone());
+        let mut handshake = ServerHandshake::new(cluster, node, SHARDS, [7; 32]);
         loop {
             let (header, body) = self.read_frame().await?;
             let mut out = BytesMut::new();
-            let result = handshake.frame(WallTime(1), header, body, &mut out);
+            let result = handshake.frame(WallTime(1), header, body, &find, &mut out);
             self.stream.write_all(&out).await.ok()?;
             if result.ok()?.is_some() {
                 self.reader.set_authenticated();

@@ -2,13 +2,15 @@
 
 use bytes::{Bytes, BytesMut};
 use swarmmq_protocol::{
+    error::Code,
     id::{ClusterId, NodeId},
     node_key::NodeSecret,
     packet::Packet,
-    session::peer::PeerHello,
+    session::{guard::Source, peer::PeerHello},
     time::{Instant, WallTime},
 };
 
+use super::audit::AuditRecord;
 use crate::log::{Append, Position};
 
 /// One client connection, numbered by whoever accepts it; never reused within a process.
@@ -52,13 +54,15 @@ pub struct Config {
     pub founder: bool,
     /// Copies of each shard in a cluster that is made now: 1, 3 or 5.
     pub replicas: u8,
+    /// Whether nodes may join a cluster that is made now without a join token.
+    pub open_join: bool,
     /// What it does: [`PeerHello::INGRESS`], [`PeerHello::ROUTER`], [`PeerHello::STORE`], added up.
     pub roles: u8,
     /// Where it listens, for others to know.
     pub addresses: Addresses,
     /// Data shards of the cluster; fixed when the cluster is made.
     pub shard_count: u32,
-    /// Shared access token; clients prove that they know it.
+    /// The access token: root's, and what the tokens of all other principals are derived from.
     pub access_token: swarmmq_protocol::mac::MacKey,
     /// Admission key: verifies sealed messages without being able to open them.
     pub admission_key: swarmmq_protocol::mac::MacKey,
@@ -92,6 +96,17 @@ pub enum Input {
         connection: ConnectionId,
         /// Fresh randomness.
         nonce: [u8; 32],
+        /// Where it comes from.
+        source: Source,
+    },
+    /// Somebody was turned away at the port for nodes.
+    PeerRefused {
+        /// Where it came from.
+        source: Option<Source>,
+        /// Which node it said it was. `None`: it did not come to that.
+        node: Option<NodeId>,
+        /// Why.
+        code: Code,
     },
     /// One whole frame arrived (framing and length limits are checked by `protocol::frame::FrameReader`).
     Frame {
@@ -205,6 +220,10 @@ pub struct Effects {
     pub datagrams: Vec<(NodeId, Bytes)>,
     /// With whom links are wanted, and where they listen. Set when that changed.
     pub peers: Option<Vec<Neighbour>>,
+    /// Nodes whose links are to end: they are no members, and were not let in.
+    pub unwanted: Vec<NodeId>,
+    /// Lines for the audit log.
+    pub audit: Vec<AuditRecord>,
     /// Connections to close after their pending bytes went out.
     pub closes: Vec<ConnectionId>,
     /// The disk was rolled back: the process is to end, and to come back with a new disk incarnation (safety rule 14).

@@ -82,14 +82,16 @@ impl Question {
     /// Whether asking twice does what asking once does.
     fn is_repeatable(&self) -> bool {
         match self {
-            Self::Propose(event) => !matches!(
-                event,
-                Event::QueuePurged { .. }
-                    | Event::QueueRemoved { .. }
-                    | Event::GroupRemoved { .. }
-                    | Event::GroupSought { .. }
-                    | Event::Catalog(CatalogEvent::ProducerTaken { .. })
-            ),
+            Self::Propose(event) => {
+                !matches!(
+                    event,
+                    Event::QueuePurged { .. }
+                        | Event::QueueRemoved { .. }
+                        | Event::GroupRemoved { .. }
+                        | Event::GroupSought { .. }
+                        | Event::Catalog(CatalogEvent::ProducerTaken { .. })
+                ) && !matches!(event, Event::Catalog(CatalogEvent::Access(event)) if !event.is_repeatable())
+            }
             // Its subscriber is another one at the next leader.
             Self::Settle { .. } => false,
             _ => true,

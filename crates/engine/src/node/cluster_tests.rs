@@ -93,7 +93,8 @@ impl Cluster {
         self.links.insert(pair(a, b));
         for (of, to) in [(a, b), (b, a)] {
             let hello = self.node(of).hello();
-            self.node(to).admits(&hello).unwrap();
+            let now = self.now;
+            self.node(to).admits(now, &hello).unwrap();
             self.input(to, Input::PeerUp { hello });
         }
     }
@@ -255,9 +256,9 @@ impl Cluster {
         let connection = ConnectionId(self.next);
         self.next += 1;
         self.hosts.get_mut(&node).unwrap().inboxes.insert(connection, (FrameReader::new(), VecDeque::new()));
-        self.input(node, Input::Connected { connection, nonce: [3; 32] });
+        self.input(node, Input::Connected { connection, nonce: [3; 32], source: HERE });
         let mut out = BytesMut::new();
-        let mut handshake = ClientHandshake::start(MacKey::new([1; 32]), "test", [4; 32], &mut out);
+        let mut handshake = ClientHandshake::start(MacKey::new([1; 32]), ROOT, [4; 32], &mut out);
         while !self.node(node).is_authenticated(connection) {
             self.bytes(node, connection, &mut out);
             for (request, frame) in self.take((node, connection)) {

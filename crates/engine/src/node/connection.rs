@@ -5,19 +5,37 @@ use std::collections::BTreeMap;
 use bytes::{Bytes, BytesMut};
 use swarmmq_protocol::{
     error::{Code, Outcome as Fate},
-    frame::{self, Answer as Reply, Body, Frame, FrameError, FrameHeader, FrameKind, GoAway, Pong, Refused},
+    frame::{
+        self, Answer as Reply, Body, Frame, FrameError, FrameHeader, FrameKind, GoAway, Pong, Publish,
+        Refused,
+    },
     id::ShardId,
     limits::SEQUENCE_MAX,
-    session::handshake::ServerHandshake,
+    session::{
+        guard::Source,
+        handshake::{HandshakeError, ServerHandshake},
+    },
 };
 
-use super::{ConnectionId, Node, Now, ask::Purpose, question::Question};
+use super::{
+    ConnectionId, Node, Now,
+    access::{Denied, Identity},
+    ask::Purpose,
+    audit::Seen,
+    question::Question,
+    quota::Sessions,
+};
 use crate::shard::{Answer, delivery::SubscriberId, event::Event, state::Outcome};
+
+/// To whoever failed too often.
+const THROTTLED: &str = "too many failed attempts came from this place: try later";
 
 #[derive(Debug)]
 enum Stage {
     Handshake(Box<ServerHandshake>),
     Ready,
+    /// It was not let in.
+    Refused,
 }
 
 /// Unanswered publishes.
@@ -31,6 +49,10 @@ pub(super) struct Publishing {
 #[derive(Debug)]
 pub(super) struct Connection {
     stage: Stage,
+    /// Where it comes from.
+    pub(super) source: Source,
+    /// Who it has proven to be.
+    pub(super) identity: Option<Identity>,
     pub(super) out: BytesMut,
     pub(super) closing: bool,
     pub(super) publishing: Publishing,
@@ -39,6 +61,8 @@ pub(super) struct Connection {
     /// Looks at messages under way.
     pub(super) looks: usize,
     pub(super) subscriptions: BTreeMap<u32, SubscriberId>,
+    /// Sessions opened here, where a quota counts them.
+    pub(super) sessions: Sessions,
 }
 
 impl Connection {
@@ -48,31 +72,93 @@ impl Connection {
 }
 
 impl Node {
-    pub(super) fn connected(&mut self, _now: Now, connection: ConnectionId, nonce: [u8; 32]) {
-        let handshake = ServerHandshake::new(
-            self.config.access_token.clone(),
-            self.config.cluster,
-            self.config.node,
-            self.config.shard_count,
-            nonce,
-        );
+    pub(super) fn connected(&mut self, now: Now, connection: ConnectionId, nonce: [u8; 32], source: Source) {
+        let handshake =
+            ServerHandshake::new(self.config.cluster, self.config.node, self.config.shard_count, nonce);
         self.counters.connections += 1;
         self.connections.insert(
             connection,
             Connection {
                 stage: Stage::Handshake(Box::new(handshake)),
+                source,
+                identity: None,
                 out: BytesMut::new(),
                 closing: false,
                 publishing: Publishing::default(),
                 operations: 0,
                 looks: 0,
                 subscriptions: BTreeMap::new(),
+                sessions: Sessions::new(),
             },
         );
+        if !self.guard.listens_to(now.monotonic, source) {
+            self.not_let_in(now, connection, "", &HandshakeError::NotNow(Code::Throttled, THROTTLED));
+            let refused = Refused { code: Code::Throttled.number(), message: THROTTLED.to_owned() };
+            self.send(connection, 0, &refused);
+        }
+    }
+
+    /// Whoever is there will not be let in; that was said, or is said next.
+    fn not_let_in(&mut self, now: Now, connection: ConnectionId, claimed: &str, error: &HandshakeError) {
+        self.counters.refused_connections += 1;
+        let Some(state) = self.connections.get_mut(&connection) else { return };
+        (state.stage, state.closing) = (Stage::Refused, true);
+        self.talking.insert(connection);
+        let source = Some(state.source);
+        let (verb, address) = ("connect", "*".to_owned());
+        let principal = claimed.to_owned();
+        self.audit.note(now, Seen { source, principal, verb, address, code: Some(error.code()) });
+    }
+
+    /// A frame of somebody who has not proven anything.
+    fn shake_hands(&mut self, now: Now, connection: ConnectionId, header: FrameHeader, body: Bytes) {
+        let Some(state) = self.connections.get_mut(&connection) else { return };
+        let source = state.source;
+        let Stage::Handshake(mut handshake) = std::mem::replace(&mut state.stage, Stage::Refused) else {
+            return;
+        };
+        let mut out = BytesMut::new();
+        // Whoever connected before nobody listened to its place any more is not listened to either.
+        let result = if header.kind == FrameKind::ClientProof && !self.guard.listens_to(now.monotonic, source)
+        {
+            let refused = Refused { code: Code::Throttled.number(), message: THROTTLED.to_owned() };
+            frame::encode(&refused, 0, &mut out);
+            Err(HandshakeError::NotNow(Code::Throttled, THROTTLED))
+        } else {
+            handshake.frame(now.wall, header, body, &|name| self.candidates(now, name), &mut out)
+        };
+        let state = self.connections.get_mut(&connection).expect("looked up above");
+        state.out.extend_from_slice(&out);
+        self.talking.insert(connection);
+        match result {
+            Ok(None) => state.stage = Stage::Handshake(handshake),
+            Ok(Some(proven)) => {
+                state.stage = Stage::Ready;
+                self.guard.succeeded(source);
+                let identity = self.identity(&proven.principal, proven.is_current);
+                if let Some(name) = identity.name() {
+                    self.guest_came(connection, &name.clone());
+                }
+                self.connections.get_mut(&connection).expect("looked up above").identity = Some(identity);
+                if self.draining {
+                    self.go_away(connection, "the node is stopping");
+                }
+            }
+            Err(error) => {
+                let guessed = error == HandshakeError::WrongToken || error.code() == Code::NotLeader;
+                if guessed {
+                    self.guard.failed(now.monotonic, source);
+                }
+                self.not_let_in(now, connection, handshake.claimed(), &error);
+            }
+        }
     }
 
     pub(super) fn disconnected(&mut self, now: Now, connection: ConnectionId) {
         let Some(gone) = self.connections.remove(&connection) else { return };
+        if let Some(name) = gone.identity.as_ref().and_then(Identity::name) {
+            self.guest_left(connection, name, gone.publishing.bytes, &gone.sessions);
+        }
         gone.subscriptions.into_values().for_each(|id| self.unsubscribe(now, id));
         self.leaders_unwatched(connection);
         self.forsake(connection);
@@ -87,7 +173,7 @@ impl Node {
         self.close(connection);
     }
 
-    fn close(&mut self, connection: ConnectionId) {
+    pub(super) fn close(&mut self, connection: ConnectionId) {
         if let Some(state) = self.connections.get_mut(&connection) {
             state.closing = true;
             self.talking.insert(connection);
@@ -125,27 +211,17 @@ impl Node {
         if state.closing {
             return;
         }
-        if let Stage::Handshake(handshake) = &mut state.stage {
-            self.talking.insert(connection);
-            match handshake.frame(now.wall, header, body, &mut state.out) {
-                Ok(None) => {}
-                Ok(Some(_principal)) => {
-                    state.stage = Stage::Ready;
-                    if self.draining {
-                        self.go_away(connection, "the node is stopping");
-                    }
-                }
-                Err(_) => {
-                    self.counters.refused_connections += 1;
-                    state.closing = true;
-                }
-            }
-            return;
+        if !state.is_ready() {
+            return self.shake_hands(now, connection, header, body);
         }
         // The hot path skips the big enum: a publish is most of what comes.
         if header.kind == FrameKind::Publish {
-            match frame::decode(body) {
-                Ok(publish) => self.publish(now, connection, header.request, &publish),
+            match frame::decode::<Publish>(body) {
+                Ok(publish) => {
+                    let (messages, bytes) = (publish.count.into(), publish.messages.len() as u64);
+                    self.charge(now, connection, messages, bytes);
+                    self.publish(now, connection, header.request, &publish);
+                }
                 Err(error) => self.malformed(connection, &FrameError::Body(header.kind, error)),
             }
             return;
@@ -155,6 +231,9 @@ impl Node {
             self.stray(connection, header.request);
             return;
         }
+        if !matches!(header.kind, FrameKind::Ping | FrameKind::Pong | FrameKind::Credit) {
+            self.charge(now, connection, 1, 0);
+        }
         match Frame::decode(header.kind, body) {
             Ok(frame) => self.dispatch(now, connection, header.request, frame),
             Err(error) => self.malformed(connection, &FrameError::Body(header.kind, error)),
@@ -162,9 +241,18 @@ impl Node {
     }
 
     fn dispatch(&mut self, now: Now, connection: ConnectionId, request: u64, frame: Frame) {
+        if let Err(denied) = self.judge_frame(connection, &frame) {
+            return self.deny(now, connection, request, &frame, &denied);
+        }
         match frame {
             Frame::Resolve(resolve) => self.resolve(now, connection, request, resolve),
             Frame::Publish(publish) => self.publish(now, connection, request, &publish),
+            Frame::OpenSession(open) if !self.opens(connection, open.producer, open.shard) => {
+                let (verb, address) = ("publish", "*".to_owned());
+                let why = "as many producers of this principal have sessions as may";
+                let denied = Denied { verb, address, code: Code::Quota, why };
+                self.deny(now, connection, request, &Frame::OpenSession(open), &denied);
+            }
             Frame::OpenSession(open) => {
                 let event = Event::Opened {
                     producer: open.producer,
@@ -187,6 +275,7 @@ impl Node {
                 self.propose_plain(now, connection, request, skip.shard, &event);
             }
             Frame::CloseSession(close) => {
+                self.closes(connection, close.producer, close.shard);
                 let event = Event::Closed { producer: close.producer, epoch: close.epoch };
                 self.propose_plain(now, connection, request, close.shard, &event);
             }

@@ -335,6 +335,11 @@ impl Node {
         }
     }
 
+    /// Which address a subscription of this node consumes.
+    pub(super) fn address_of(&self, id: SubscriberId) -> Option<&str> {
+        self.subscribers.get(&id).map(|subscriber| subscriber.address.as_str())
+    }
+
     pub(super) fn subscription(&self, connection: ConnectionId, number: u32) -> Option<SubscriberId> {
         self.connections.get(&connection)?.subscriptions.get(&number).copied()
     }

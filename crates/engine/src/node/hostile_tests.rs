@@ -264,7 +264,8 @@ fn strangers_are_refused_whatever_they_send_and_never_let_in() {
                 let connection = ConnectionId(world.next_connection);
                 world.next_connection += 1;
                 world.inboxes.insert(connection, (FrameReader::new(), VecDeque::new()));
-                world.node.handle(world.now, Input::Connected { connection, nonce: [3; 32] });
+                let source = Source(u128::from(connection.0).to_be_bytes());
+                world.node.handle(world.now, Input::Connected { connection, nonce: [3; 32], source });
                 let mut reader = FrameReader::new();
                 reader.buffer().extend_from_slice(before);
                 reader.buffer().extend_from_slice(&forged);
@@ -297,6 +298,43 @@ fn strangers_are_refused_whatever_they_send_and_never_let_in() {
     assert!(refused > 10_000, "{refused}");
     assert_eq!(world.node.connections.keys().collect::<Vec<_>>(), [&honest]);
     assert_eq!(world.ask(honest, &Frame::Ping(Ping)), Frame::Pong(Pong));
+}
+
+#[test]
+fn a_principal_without_rules_changes_nothing_whatever_it_sends() {
+    let mut siege = Siege::new();
+    let root = siege.honest;
+    let generation = access_rules::add(&mut siege.world, root, "liar", &[], &[]);
+    siege.is_served();
+    let remembered = |world: &World| {
+        let shards = world.node.shards.iter().map(|shard| {
+            let state = shard.state();
+            let queues: Vec<usize> = state.queues.values().map(|queue| queue.messages.len()).collect();
+            (state.catalog.clone(), queues, state.producers.clone())
+        });
+        shards.collect::<Vec<_>>()
+    };
+    let before = remembered(&siege.world);
+    siege.liar = access_rules::enter_as(&mut siege.world, "liar", generation);
+    let mut refused = 0;
+    for (kind, bytes) in recorded() {
+        for forged in [vec![bytes.clone()], cuts(&bytes), forgeries(&bytes)].concat() {
+            match siege.send(&forged) {
+                Taken::Closed(_) => {
+                    siege.liar = access_rules::enter_as(&mut siege.world, "liar", generation);
+                }
+                Taken::Open(frames) => {
+                    let is_told = |frame: &Frame| access_rules::code(frame) == Some(Code::NotAllowed);
+                    refused += frames.iter().filter(|frame| is_told(frame)).count();
+                    let deliveries = frames.iter().filter(|frame| matches!(frame, Frame::Deliver(_)));
+                    assert_eq!(deliveries.count(), 0, "{kind:?} {forged:02x?}");
+                }
+            }
+        }
+    }
+    assert!(refused > 100, "{refused}");
+    assert_eq!(remembered(&siege.world), before);
+    siege.is_served();
 }
 
 #[test]

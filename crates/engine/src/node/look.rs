@@ -11,6 +11,7 @@ use swarmmq_protocol::{
     codec::{DecodeError, Reader},
     error::Code,
     id::{Address, GroupName, NodeId, ShardId},
+    policy::Setting,
     time::WallTime,
 };
 
@@ -116,9 +117,13 @@ impl Node {
             return Ok(AdminAnswer::Addresses(addresses));
         }
         if matches!(question, AdminRequest::SettingList) {
-            let settings = catalog.routing.settings();
-            let settings = settings.iter().map(|setting| (setting.name().into(), setting.value())).collect();
+            let open_join = Setting::OpenJoin(catalog.access.open_join);
+            let settings = catalog.routing.settings().into_iter().chain([open_join]);
+            let settings = settings.map(|setting| (setting.name().into(), setting.value())).collect();
             return Ok(AdminAnswer::Settings(settings));
+        }
+        if matches!(question, AdminRequest::Access(_)) {
+            return Ok(self.principals());
         }
         let mut all = Vec::new();
         for view in views {

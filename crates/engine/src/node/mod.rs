@@ -6,11 +6,14 @@
 //! a leader answers, `peer` other nodes, `way` how they are reached, `route` by which path, `survey` what is told of that,
 //! `operation` what needs several steps, `space` which segments can go.
 
+mod access;
 mod alphabet;
 mod ask;
+mod audit;
 pub mod bug;
 mod connection;
 mod consume;
+mod join;
 mod lead;
 mod leaders;
 mod letter;
@@ -19,6 +22,7 @@ mod operation;
 mod peer;
 mod publish;
 mod question;
+mod quota;
 mod report;
 mod restore;
 mod route;
@@ -36,16 +40,19 @@ use swarmmq_protocol::{
     error::Code,
     id::{Address, NodeId, Offset, ShardId, Term},
     packet::Packet,
+    session::guard::Guard,
     time::Instant,
 };
 
 pub use self::{
     alphabet::{Addresses, Config, ConnectionId, Effects, Input, Neighbour, Now, ReadRequest},
+    audit::{AuditRecord, Seen},
     report::{Metric, MetricKind, Report},
     restore::{Restore, RestoreError},
 };
 use self::{
     ask::{Asked, Asker},
+    audit::Audit,
     bug::Bug,
     connection::Connection,
     consume::Subscriber,
@@ -53,6 +60,7 @@ use self::{
     leaders::Audience,
     operation::{Operation, OperationId},
     peer::Peers,
+    quota::Guests,
     report::Counters,
     route::{Busy, Relaying},
     space::{Cleaning, SNAPSHOT_INTERVAL_BYTES, Space},
@@ -117,6 +125,16 @@ pub struct Node {
     /// When each shard has something to do by itself, as of its latest flush: looking costs as much as its groups.
     wakes: Vec<Option<Instant>>,
     connections: BTreeMap<ConnectionId, Connection>,
+    /// Who fails to authenticate too often.
+    guard: Guard,
+    /// What principals use.
+    guests: Guests,
+    audit: Audit,
+    /// As of which index of the cluster's own shard identities were looked at.
+    access_seen: u64,
+    next_access_look: Option<Instant>,
+    /// Nodes with a link that were not let in.
+    unwanted: BTreeSet<NodeId>,
     /// Connections with bytes to send.
     talking: BTreeSet<ConnectionId>,
     /// Consumers connected here.
@@ -208,6 +226,12 @@ impl Node {
             writer,
             shards,
             connections: BTreeMap::new(),
+            guard: Guard::default(),
+            guests: Guests::default(),
+            audit: Audit::default(),
+            access_seen: 0,
+            next_access_look: None,
+            unwanted: BTreeSet::new(),
             talking: BTreeSet::new(),
             subscribers: BTreeMap::new(),
             settlements: BTreeMap::new(),
@@ -253,7 +277,8 @@ impl Node {
     /// Takes one input. Cheap; what follows from it is collected by [`Node::flush`].
     pub fn handle(&mut self, now: Now, input: Input) {
         match input {
-            Input::Connected { connection, nonce } => self.connected(now, connection, nonce),
+            Input::Connected { connection, nonce, source } => self.connected(now, connection, nonce, source),
+            Input::PeerRefused { source, node, code } => self.peer_refused(now, source, node, code),
             Input::Frame { connection, header, body } => self.frame(now, connection, header, body),
             Input::Malformed { connection, error } => self.malformed(connection, &error),
             Input::Disconnected { connection } => self.disconnected(now, connection),
@@ -315,6 +340,10 @@ impl Node {
         }
         self.announce(now);
         self.tell_leaders(now);
+        if self.next_access_look.is_some_and(|at| at <= now.monotonic) {
+            self.follow_access(now);
+        }
+        self.comfort(now);
         // Looking after space looks at every shard: only where there is something new, and once for what becomes one batch.
         let changed = self.draining || self.in_flight.is_none() && std::mem::take(&mut self.changed);
         if self.stopped.is_none() {
@@ -338,6 +367,7 @@ impl Node {
             }
         }
         self.pack(out);
+        out.audit = self.audit.take(now);
         self.busy.plan(self.next_wake());
         out.lost_disk = self.lost_disk;
         out.drained = self.draining
@@ -364,6 +394,9 @@ impl Node {
             self.peers_wake(),
             self.swarm_wake(),
             self.leaders_wake(),
+            self.access_wake(),
+            self.comfort_wake(),
+            self.audit.wake(),
         ];
         self.wakes.iter().copied().chain(others).flatten().min()
     }
@@ -385,6 +418,10 @@ impl Node {
         if index + 1 == self.shards.len() {
             self.audience.knows(self.shards[index].state().applied);
             self.found(now);
+            let applied = self.shards[index].state().applied;
+            if std::mem::replace(&mut self.access_seen, applied) != applied {
+                self.follow_access(now);
+            }
             self.go_on(now);
         }
     }

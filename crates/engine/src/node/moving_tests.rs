@@ -21,7 +21,8 @@ fn a_drained_node_holds_nothing_and_a_removed_one_is_not_let_in_again() {
     let hello = cluster.node(NodeId(4)).hello();
     assert_eq!(asked(&mut cluster, client, AdminRequest::NodeRemove { node: NodeId(4) }), None);
     cluster.pass(Duration::from_millis(100));
-    assert_eq!(cluster.node(NodeId(1)).admits(&hello).unwrap_err().0, Code::Removed);
+    let now = cluster.now;
+    assert_eq!(cluster.node(NodeId(1)).admits(now, &hello).unwrap_err().0, Code::Removed);
     let nobody = AdminRequest::NodeRemove { node: NodeId(9) };
     assert_eq!(asked(&mut cluster, client, nobody), Some(Code::NoSuchNode));
 }

@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 use swarmmq_protocol::{
+    access::{AccessRequest, PrincipalName},
     admin::{self, AdminAnswer, AdminRequest, Order},
     error::{Code, Outcome as Fate},
     frame::{AdminReply, Answer as Reply, Resolve, Resolved, StartAt, Subscribe},
@@ -15,9 +16,15 @@ use swarmmq_protocol::{
     policy::Setting,
 };
 
-use super::{ConnectionId, Node, Now, QUESTIONS_MAX, ask::Purpose, question::Question};
+use super::{
+    ConnectionId, Node, Now, QUESTIONS_MAX,
+    access::{Denied, change_of},
+    ask::Purpose,
+    question::Question,
+};
 use crate::shard::{
     Answer,
+    access::AccessEvent,
     event::{CatalogEvent, Event, Settings, Start},
     member::NodeEvent,
     state::Outcome,
@@ -85,6 +92,11 @@ enum Goal {
         setting: Setting,
         stage: u8,
     },
+    /// Principals or join tokens are to change.
+    Access {
+        event: AccessEvent,
+        stage: u8,
+    },
     /// A node is to be emptied, or goes.
     Node {
         event: NodeEvent,
@@ -97,6 +109,10 @@ enum Goal {
 pub(super) struct Operation {
     connection: ConnectionId,
     request: u64,
+    /// On whose behalf; `None`: root's.
+    maker: Option<PrincipalName>,
+    /// What it changes, as the audit log has it.
+    change: Option<(&'static str, String)>,
     goal: Goal,
     outstanding: usize,
     count: u64,
@@ -125,7 +141,7 @@ enum Step {
 
 impl Node {
     pub(super) fn resolve(&mut self, now: Now, connection: ConnectionId, request: u64, frame: Resolve) {
-        self.begin(now, connection, request, Goal::Resolve(frame));
+        self.begin(now, connection, request, Goal::Resolve(frame), None);
     }
 
     pub(super) fn subscribe(&mut self, now: Now, connection: ConnectionId, request: u64, frame: Subscribe) {
@@ -138,7 +154,7 @@ impl Node {
             self.fail(connection, request, Code::Exists, "this subscription number is in use");
             return;
         }
-        self.begin(now, connection, request, Goal::Subscribe { frame, prepared: false });
+        self.begin(now, connection, request, Goal::Subscribe { frame, prepared: false }, None);
     }
 
     pub(super) fn admin(&mut self, now: Now, connection: ConnectionId, request: u64, frame: AdminRequest) {
@@ -158,7 +174,16 @@ impl Node {
             self.fail(connection, request, Code::NotLeader, "the node does not know everything yet");
             return;
         }
+        let change = change_of(&frame);
         let goal = match frame {
+            AdminRequest::Access(wanted) => match self.access_event(now, wanted) {
+                Ok(Some(event)) => Goal::Access { event, stage: 0 },
+                Ok(None) => {
+                    let question = AdminRequest::Access(AccessRequest::List);
+                    Goal::Look { question, stage: 0, views: Vec::new() }
+                }
+                Err(why) => return self.fail(connection, request, Code::Malformed, why),
+            },
             AdminRequest::AddressCreate { address, order, settings } => {
                 if address.is_dead_letter() {
                     let what = "dead-letter queues come with their address";
@@ -195,10 +220,17 @@ impl Node {
             }
             question => Goal::Look { question, stage: 0, views: Vec::new() },
         };
-        self.begin(now, connection, request, goal);
+        self.begin(now, connection, request, goal, change);
     }
 
-    fn begin(&mut self, now: Now, connection: ConnectionId, request: u64, goal: Goal) {
+    fn begin(
+        &mut self,
+        now: Now,
+        connection: ConnectionId,
+        request: u64,
+        goal: Goal,
+        change: Option<(&'static str, String)>,
+    ) {
         if self.is_learning() {
             self.fail(connection, request, Code::NotLeader, "the node does not know everything yet");
             return;
@@ -208,6 +240,7 @@ impl Node {
             self.fail(connection, request, code, "this node takes no changes now");
             return;
         }
+        let maker = self.name_of(connection).cloned();
         let Some(state) = self.connections.get_mut(&connection) else { return };
         if state.operations >= QUESTIONS_MAX {
             self.fail(connection, request, Code::Busy, "too many open questions on this connection");
@@ -218,6 +251,8 @@ impl Node {
         let operation = Operation {
             connection,
             request,
+            maker,
+            change,
             goal,
             outstanding: 0,
             count: 0,
@@ -304,6 +339,7 @@ impl Node {
             } else {
                 (outcome, "the shard refused it")
             };
+            self.audit_refused(now, &operation, code);
             let reply = Reply { outcome, code: code.number(), message: message.into() };
             self.send(operation.connection, operation.request, &reply);
             return;
@@ -330,7 +366,18 @@ impl Node {
                 return;
             }
             Step::Ask(events) => {
-                events.into_iter().map(|(index, event)| (index, Question::Propose(event))).collect()
+                let propose = |(index, event)| match &operation.maker {
+                    None => Ok((index, Question::Propose(event))),
+                    Some(name) => Ok((index, Question::Propose(self.on_behalf(name, event)?))),
+                };
+                match events.into_iter().map(propose).collect::<Result<Vec<_>, Denied>>() {
+                    Ok(questions) => questions,
+                    Err(denied) => {
+                        self.audit_denied(now, operation.connection, &denied);
+                        self.fail(operation.connection, operation.request, denied.code, denied.why);
+                        return;
+                    }
+                }
             }
             Step::Question(questions) => questions,
             Step::Mark => {
@@ -422,6 +469,10 @@ impl Node {
             Goal::TakeOver { name, stage } => {
                 let taken = CatalogEvent::ProducerTaken { name: name.clone() };
                 once(stage, || vec![(cluster, Event::Catalog(taken))])
+            }
+            Goal::Access { event, stage } => {
+                let event = CatalogEvent::Access(event.clone());
+                once(stage, || vec![(cluster, Event::Catalog(event))])
             }
             Goal::Set { setting, stage } => {
                 once(stage, || vec![(cluster, Event::Catalog(CatalogEvent::Set(*setting)))])
@@ -560,9 +611,15 @@ impl Node {
 
     fn finish(&mut self, now: Now, operation: Operation) {
         let (connection, request) = (operation.connection, operation.request);
+        if let Some((verb, address)) = operation.change.clone() {
+            self.audit_change(now, connection, verb, address);
+        }
         match operation.goal {
             Goal::Look { question, views, .. } => match self.looked(now, &question, views) {
-                Ok(answer) => self.send(connection, request, &AdminReply(answer)),
+                Ok(answer) => {
+                    let answer = self.visible(connection, answer);
+                    self.send(connection, request, &AdminReply(answer));
+                }
                 Err(code) => self.fail(connection, request, code, "no such address or group"),
             },
             Goal::Resolve(frame) => {
@@ -571,6 +628,10 @@ impl Node {
                 self.send(connection, request, &resolved);
             }
             Goal::Subscribe { frame, .. } => self.open_feeds(now, connection, request, &frame),
+            Goal::Access { event: AccessEvent::Added { .. } | AccessEvent::Rotated { .. }, .. } => {
+                self.send(connection, request, &AdminReply(AdminAnswer::Generation(operation.count)));
+            }
+            Goal::Access { .. } => self.send(connection, request, &Reply::ok()),
             Goal::Create { .. } | Goal::Change { .. } | Goal::Node { .. } | Goal::Set { .. } => {
                 self.send(connection, request, &Reply::ok())
             }
@@ -585,6 +646,15 @@ impl Node {
                 let answer = AdminReply(AdminAnswer::Count { messages: operation.count });
                 self.send(connection, request, &answer);
             }
+        }
+    }
+
+    /// Refusals of rules, quotas and what administrators asked for are written down; those of the system itself are not.
+    fn audit_refused(&mut self, now: Now, operation: &Operation, code: Code) {
+        let is_ours = operation.change.is_some() || matches!(code, Code::Quota | Code::NotAllowed);
+        if is_ours {
+            let (verb, address) = operation.change.clone().unwrap_or(("use", "*".to_owned()));
+            self.audit_denied(now, operation.connection, &Denied { verb, address, code, why: "" });
         }
     }
 

@@ -13,6 +13,7 @@ use swarmmq_protocol::{
     error::Code,
     id::{Address, NodeId, ShardId},
     packet::{Arrived, Class, Conversation, Packet},
+    policy::Setting,
     session::peer::PeerHello,
     time::Instant,
 };
@@ -20,6 +21,7 @@ use swarmmq_protocol::{
 use super::{
     Neighbour, Node, Now, Reading,
     ask::{Asker, Purpose},
+    join,
     letter::{Health, Lead, Letter},
     question::Question,
     way::Heard,
@@ -146,11 +148,12 @@ impl Node {
             gossip: addresses.gossip.clone(),
             version: self.config.version.clone(),
             key: self.config.secret.public(),
+            join: None,
         }
     }
 
     /// Whether a link with the node that says `hello` is wanted. `Err`: why not, for programs and for people.
-    pub fn admits(&self, hello: &PeerHello) -> Result<(), (Code, String)> {
+    pub fn admits(&self, now: Now, hello: &PeerHello) -> Result<(), (Code, String)> {
         let members = &self.cluster_shard().state().catalog.members;
         if hello.node == self.config.node {
             return Err((Code::NodeConflict, format!("node {} is running already", hello.node.0)));
@@ -163,7 +166,7 @@ impl Node {
         if other.is_some_and(|other| other.incarnation != hello.incarnation) {
             return Err((Code::NodeConflict, format!("another node {} is running", hello.node.0)));
         }
-        Ok(())
+        self.may_join(now, hello).map_err(|code| (code, join::in_words(code).to_owned()))
     }
 
     pub(super) fn peer_up(&mut self, now: Now, hello: PeerHello) {
@@ -206,8 +209,9 @@ impl Node {
         if known == Some(&member) {
             return;
         }
-        let event = Event::Catalog(CatalogEvent::Node(NodeEvent::Joined { node, member }));
-        self.ask(now, cluster, Question::Propose(event), Purpose::Nobody);
+        let hello = hello.clone();
+        let Some(event) = self.joining(now, &hello, member) else { return };
+        self.ask(now, cluster, Question::Propose(Event::Catalog(event)), Purpose::Nobody);
     }
 
     /// The founder of a cluster is its first member.
@@ -223,8 +227,10 @@ impl Node {
         let member = member_of(&self.hello(), false);
         let copies = NodeEvent::Copies { replicas: self.config.replicas };
         let joined = NodeEvent::Joined { node: self.config.node, member };
-        for event in [copies, joined] {
-            let event = Event::Catalog(CatalogEvent::Node(event));
+        let open = self.config.open_join.then_some(CatalogEvent::Set(Setting::OpenJoin(true)));
+        let made = [copies, joined].map(CatalogEvent::Node);
+        for event in made.into_iter().chain(open) {
+            let event = Event::Catalog(event);
             self.ask(now, cluster, Question::Propose(event), Purpose::Nobody);
         }
     }
@@ -709,6 +715,7 @@ impl Node {
         let links = &self.peers.links;
         out.packets.extend(self.relayed.drain(..).filter(|(next, _)| links.contains_key(next)));
         out.peers = self.peers_changed.take();
+        out.unwanted.extend(std::mem::take(&mut self.unwanted));
     }
 
     /// When this room has something to do by itself.

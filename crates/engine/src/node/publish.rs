@@ -14,7 +14,7 @@ use swarmmq_protocol::{
     mac,
 };
 
-use super::{ConnectionId, Node, Now, ask::Purpose, question::Question};
+use super::{ConnectionId, Node, Now, access::Denied, ask::Purpose, question::Question};
 use crate::shard::{
     Answer, Batch, Ticket, Work,
     event::Event,
@@ -29,6 +29,7 @@ impl Node {
         let bytes = frame.messages.len() as u64;
         match self.admit(connection, frame) {
             Ok(index) => {
+                self.count_in_flight(connection, bytes, 0);
                 let state =
                     &mut self.connections.get_mut(&connection).expect("it sent this frame").publishing;
                 state.messages += u32::from(frame.count);
@@ -38,6 +39,11 @@ impl Node {
                 self.ask(now, index, question, purpose);
             }
             Err(code) => {
+                if matches!(code, Code::NotAllowed | Code::Quota) {
+                    let address = first_address(&frame.messages);
+                    let why = "no rule of this principal allows it";
+                    self.audit_denied(now, connection, &Denied { verb: "publish", address, code, why });
+                }
                 *self.counters.refused.entry(code.text()).or_default() += u64::from(frame.count);
                 let runs = vec![refused(frame.count, code)];
                 self.send(connection, request, &Published { runs });
@@ -56,17 +62,25 @@ impl Node {
         {
             return Err(Code::Busy);
         }
+        if !self.has_room_in_flight(connection, frame.messages.len() as u64) {
+            return Err(Code::Busy);
+        }
         if frame.shard == ShardId::CLUSTER {
             return Err(Code::WrongShard);
         }
         let index = self.index_of(frame.shard).ok_or(Code::WrongShard)?;
         let mut rest: &[u8] = &frame.messages;
+        let mut allowed = "";
         while !rest.is_empty() {
             let (sealed, after) = envelope::split_sealed(rest).map_err(|_| Code::Malformed)?;
             if !sealed.verify(&self.config.admission_key) {
                 return Err(Code::Forged);
             }
-            rest = after;
+            let address = sealed.header().address();
+            if address != allowed && !self.may_publish(connection, address) {
+                return Err(Code::NotAllowed);
+            }
+            (allowed, rest) = (address, after);
         }
         Ok(index)
     }
@@ -243,8 +257,15 @@ impl Node {
         let Some(state) = self.connections.get_mut(&connection) else { return };
         state.publishing.messages -= u32::from(count);
         state.publishing.bytes -= bytes;
+        self.count_in_flight(connection, 0, bytes);
         self.send(connection, request, &Published { runs });
     }
+}
+
+/// For the audit log: all messages of a frame have one, or several of which the first will do.
+fn first_address(messages: &[u8]) -> String {
+    envelope::split_sealed(messages)
+        .map_or_else(|_| String::new(), |(sealed, _)| sealed.header().address().to_owned())
 }
 
 fn refused(count: u16, code: Code) -> PublishedRun {

@@ -180,6 +180,20 @@ impl Node {
             counter("swarmmq_log_snapshots_total", "Shard snapshots written.", counters.snapshots),
             counter("swarmmq_log_moved_total", "Messages copied out of old segments.", counters.moved),
         ]);
+        let mut refusals = Metric::new(
+            MetricKind::Counter,
+            "swarmmq_refusals_total",
+            "Connections, requests and joins that were refused, by reason.",
+        );
+        let by_reason = self.audit.refusals.iter();
+        refusals.samples =
+            by_reason.map(|(code, count)| (vec![("reason", (*code).to_owned())], *count as f64)).collect();
+        metrics.push(refusals);
+        metrics.push(counter(
+            "swarmmq_pauses_total",
+            "Times that a principal was slowed down because of its quotas.",
+            self.guests.pauses,
+        ));
         metrics.extend(self.swarm_metrics());
         metrics.extend(self.queue_metrics());
         metrics.extend(self.group_metrics());

@@ -216,6 +216,7 @@ impl Node {
             gossip: member.gossip.clone(),
             version: report.release.clone(),
             key: member.key.unwrap_or(PeerHello::NO_KEY),
+            join: None,
         })
     }
 

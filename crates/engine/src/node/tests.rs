@@ -7,6 +7,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use swarmmq_protocol::{
+    access::ROOT,
     admin::{AdminAnswer, AdminRequest, Order, Settings},
     envelope::Header,
     error::{Code, Outcome},
@@ -20,13 +21,14 @@ use swarmmq_protocol::{
     },
     mac::{self, MacKey},
     node_key::NodeSecret,
-    session::handshake::ClientHandshake,
+    session::{guard::Source, handshake::ClientHandshake},
     time::{Instant, WallTime},
 };
 
 use super::*;
 use crate::log::{Append, Recovery, Verdict};
 
+const HERE: Source = Source([7; 16]);
 const SHARDS: u32 = 4;
 const SEGMENT: u32 = 64 << 10;
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -46,6 +48,7 @@ fn config() -> Config {
         boot: 1,
         founder: true,
         replicas: 3,
+        open_join: true,
         roles: 7,
         addresses: Addresses::default(),
         horizon_ahead: 1024,
@@ -66,6 +69,7 @@ struct World {
     now: Now,
     inboxes: BTreeMap<ConnectionId, (FrameReader, VecDeque<(u64, Frame)>)>,
     closed: Vec<ConnectionId>,
+    audit: Vec<AuditRecord>,
     next_connection: u64,
     next_request: u64,
 }
@@ -85,6 +89,7 @@ impl World {
             now,
             inboxes: BTreeMap::new(),
             closed: Vec::new(),
+            audit: Vec::new(),
             next_connection: 1,
             next_request: 1,
         };
@@ -128,6 +133,7 @@ impl World {
                 let bytes = Bytes::copy_from_slice(&bytes[..length.min(bytes.len())]);
                 self.node.handle(self.now, Input::Read { ticket: read.ticket, result: Ok(bytes) });
             }
+            self.audit.extend(effects.audit);
             for segment in effects.release {
                 self.disk.remove(&segment);
             }
@@ -178,9 +184,9 @@ impl World {
         let connection = ConnectionId(self.next_connection);
         self.next_connection += 1;
         self.inboxes.insert(connection, (FrameReader::new(), VecDeque::new()));
-        self.node.handle(self.now, Input::Connected { connection, nonce: [3; 32] });
+        self.node.handle(self.now, Input::Connected { connection, nonce: [3; 32], source: HERE });
         let mut out = BytesMut::new();
-        let mut handshake = ClientHandshake::start(MacKey::new([1; 32]), "test", [4; 32], &mut out);
+        let mut handshake = ClientHandshake::start(MacKey::new([1; 32]), ROOT, [4; 32], &mut out);
         while !self.node.is_authenticated(connection) {
             self.deliver_bytes(connection, &mut out);
             for (request, frame) in self.take(connection) {
@@ -784,6 +790,8 @@ fn draining_refuses_new_work_and_ends_when_the_old_is_done() {
 #[path = "hostile_tests.rs"]
 mod hostile;
 
+#[path = "access_tests.rs"]
+mod access_rules;
 #[path = "bound_tests.rs"]
 mod bound;
 #[path = "cluster_tests.rs"]

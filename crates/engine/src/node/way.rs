@@ -163,6 +163,7 @@ mod tests {
             gossip: String::new(),
             version: String::new(),
             key: PeerHello::NO_KEY,
+            join: None,
         }
     }
 

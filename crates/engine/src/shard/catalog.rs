@@ -6,13 +6,16 @@
 use std::collections::BTreeMap;
 
 use swarmmq_protocol::{
+    access::PrincipalName,
     error::Code,
     id::{Address, GroupName, ProducerEpoch, ProducerName},
     limits::{ADDRESSES_MAX, GROUPS_PER_ADDRESS_MAX, PRODUCER_NAMES_MAX},
     policy::{Routing, Setting},
+    time::WallTime,
 };
 
 use super::{
+    access::{self, Access, AccessEvent, Owned, put_access, read_access},
     codec::{Malformed, Reader, put_text},
     event::{CatalogEvent, Order, Settings, Start, put_group, read_address, read_group},
     member::{Members, NodeEvent},
@@ -41,12 +44,32 @@ pub struct Catalog {
     pub members: Members,
     /// How ways and shards are chosen.
     pub routing: Routing,
+    /// Who may do what, and who may join.
+    pub access: Access,
 }
 
 impl Catalog {
-    pub(super) fn apply(&mut self, event: &CatalogEvent) -> Outcome {
+    /// * `time`: the stamp of the entry.
+    pub(super) fn apply(&mut self, time: WallTime, event: &CatalogEvent) -> Outcome {
         match event {
             CatalogEvent::Node(event) => self.members.apply(event),
+            CatalogEvent::Access(AccessEvent::MadeBy { name, event }) => self.made_by(time, name, event),
+            CatalogEvent::Access(AccessEvent::JoinedWith { hash, node, member }) => {
+                if let Err(code) = self.access.judge(time, hash, *node) {
+                    return Outcome::Refused(code);
+                }
+                let joined = NodeEvent::Joined { node: *node, member: member.clone() };
+                let outcome = self.members.apply(&joined);
+                if outcome == Outcome::Done {
+                    self.access.tickets.remove(hash);
+                }
+                outcome
+            }
+            CatalogEvent::Access(event) => self.access.apply(time, event),
+            CatalogEvent::Set(Setting::OpenJoin(open)) => {
+                self.access.open_join = *open;
+                Outcome::Done
+            }
             CatalogEvent::Set(setting) => {
                 self.routing = self.routing.with(*setting);
                 Outcome::Done
@@ -82,7 +105,10 @@ impl Catalog {
                 None => Outcome::Refused(Code::NoSuchAddress),
             },
             CatalogEvent::AddressRemoved { address } => match self.addresses.remove(address) {
-                Some(_) => Outcome::Done,
+                Some(_) => {
+                    self.access.disown_address(address);
+                    Outcome::Done
+                }
                 None => Outcome::Refused(Code::NoSuchAddress),
             },
             CatalogEvent::GroupDefined { address, group, start } => {
@@ -105,16 +131,54 @@ impl Catalog {
                     return Outcome::Refused(Code::NoSuchAddress);
                 };
                 match entry.groups.remove(group) {
-                    Some(_) => Outcome::Done,
+                    Some(_) => {
+                        self.access.disown(&Owned::Group(address.clone(), group.clone()));
+                        Outcome::Done
+                    }
                     None => Outcome::Refused(Code::NoSuchGroup),
                 }
             }
         }
     }
+
+    /// What a principal asked for: within its quotas, and its own if it is new.
+    fn made_by(&mut self, time: WallTime, name: &PrincipalName, event: &CatalogEvent) -> Outcome {
+        let (owned, exists) = match event {
+            CatalogEvent::AddressMade { address, .. } => {
+                (Owned::Address(address.clone()), self.addresses.contains_key(address))
+            }
+            CatalogEvent::GroupDefined { address, group, .. } => {
+                let known = self.addresses.get(address).is_some_and(|entry| entry.groups.contains_key(group));
+                (Owned::Group(address.clone(), group.clone()), known)
+            }
+            CatalogEvent::ProducerTaken { name: producer } => {
+                let owned = Owned::Producer(producer.clone());
+                let exists = self.producers.contains_key(producer);
+                // A life that begins fences the one before: that is for whoever had it.
+                if exists && self.access.owners.get(&owned) != Some(name) {
+                    return Outcome::Refused(Code::NotAllowed);
+                }
+                (owned, exists)
+            }
+            _ => return Outcome::Refused(Code::NotAllowed),
+        };
+        if exists {
+            return self.apply(time, event);
+        }
+        if let Err(code) = self.access.may_own(name, &owned) {
+            return Outcome::Refused(code);
+        }
+        let outcome = self.apply(time, event);
+        if matches!(outcome, Outcome::Done | Outcome::Count(_)) {
+            self.access.own(name, owned);
+        }
+        outcome
+    }
 }
 
 pub(super) fn put_catalog(out: &mut Vec<u8>, event: &CatalogEvent) {
     match event {
+        CatalogEvent::Access(event) => put_access(out, event),
         CatalogEvent::Set(setting) => {
             out.push(71);
             put_setting(out, setting);
@@ -170,6 +234,7 @@ pub(super) fn read_catalog(kind: u8, reader: &mut Reader<'_>) -> Result<CatalogE
         }
         70 => CatalogEvent::Node(NodeEvent::read(reader)?),
         71 => CatalogEvent::Set(read_setting(reader)?),
+        kind if access::KINDS.contains(&kind) => CatalogEvent::Access(read_access(kind, reader)?),
         66 => CatalogEvent::AddressRemoved { address: read_address(reader)? },
         67 => {
             let (address, group) = read_group(reader)?;
@@ -211,17 +276,17 @@ mod tests {
     #[test]
     fn the_order_of_an_address_is_fixed_at_its_first_use() {
         let mut catalog = Catalog::default();
-        assert_eq!(catalog.apply(&made(Order::Key)), Outcome::Done);
-        assert_eq!(catalog.apply(&made(Order::Key)), Outcome::Done);
-        assert_eq!(catalog.apply(&made(Order::Total)), Outcome::Refused(Code::OrderConflict));
+        assert_eq!(catalog.apply(WallTime(1), &made(Order::Key)), Outcome::Done);
+        assert_eq!(catalog.apply(WallTime(1), &made(Order::Key)), Outcome::Done);
+        assert_eq!(catalog.apply(WallTime(1), &made(Order::Total)), Outcome::Refused(Code::OrderConflict));
     }
 
     #[test]
     fn settings_are_changed_one_by_one() {
         let mut catalog = Catalog::default();
         let set = |name, value| CatalogEvent::Set(Setting::parse(name, value).unwrap());
-        assert_eq!(catalog.apply(&set("routing.policy", "round-robin")), Outcome::Done);
-        assert_eq!(catalog.apply(&set("routing.cohort", "p2c-ewma:50")), Outcome::Done);
+        assert_eq!(catalog.apply(WallTime(1), &set("routing.policy", "round-robin")), Outcome::Done);
+        assert_eq!(catalog.apply(WallTime(1), &set("routing.cohort", "p2c-ewma:50")), Outcome::Done);
         let values = catalog.routing.settings().map(|setting| setting.value());
         assert_eq!(values, ["round-robin", "p2c-ewma:50"]);
     }
@@ -230,18 +295,21 @@ mod tests {
     fn every_life_of_a_named_producer_has_a_higher_epoch() {
         let mut catalog = Catalog::default();
         let taken = |name| CatalogEvent::ProducerTaken { name: ProducerName::parse(name).unwrap() };
-        assert_eq!(catalog.apply(&taken("till")), Outcome::Count(1));
-        assert_eq!(catalog.apply(&taken("till")), Outcome::Count(2));
-        assert_eq!(catalog.apply(&taken("other")), Outcome::Count(1));
+        assert_eq!(catalog.apply(WallTime(1), &taken("till")), Outcome::Count(1));
+        assert_eq!(catalog.apply(WallTime(1), &taken("till")), Outcome::Count(2));
+        assert_eq!(catalog.apply(WallTime(1), &taken("other")), Outcome::Count(1));
     }
 
     #[test]
     fn the_first_group_starts_at_the_oldest_message_and_later_ones_at_the_end() {
         let mut catalog = Catalog::default();
-        catalog.apply(&made(Order::Total));
+        catalog.apply(WallTime(1), &made(Order::Total));
         for name in ["one", "two"] {
             let group = GroupName::parse(name).unwrap();
-            catalog.apply(&CatalogEvent::GroupDefined { address: address("a"), group, start: None });
+            catalog.apply(
+                WallTime(1),
+                &CatalogEvent::GroupDefined { address: address("a"), group, start: None },
+            );
         }
         let starts: Vec<Start> = catalog.addresses[&address("a")].groups.values().copied().collect();
         assert_eq!(starts, [Start::Oldest, Start::End]);

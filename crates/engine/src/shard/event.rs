@@ -19,6 +19,7 @@ use swarmmq_protocol::{
 };
 
 use super::{
+    access::AccessEvent,
     catalog::{put_catalog, read_catalog},
     codec::{Malformed, Reader, put_text},
     member::NodeEvent,
@@ -203,6 +204,8 @@ pub enum CatalogEvent {
     },
     /// A setting of the cluster has another value.
     Set(Setting),
+    /// Who may do what, or join, is other than before.
+    Access(AccessEvent),
 }
 
 /// Something a shard remembers.
@@ -648,6 +651,12 @@ mod tests {
     use super::*;
 
     fn every_event() -> Vec<Event> {
+        let of_access = super::super::access::tests::every_event().into_iter();
+        let of_access = of_access.map(|event| Event::Catalog(CatalogEvent::Access(event)));
+        other_events().into_iter().chain(of_access).collect()
+    }
+
+    fn other_events() -> Vec<Event> {
         let address = Address::parse("shop.orders").unwrap();
         let group = GroupName::parse("billing").unwrap();
         let settings = Settings::default();
@@ -692,6 +701,7 @@ mod tests {
             Event::Catalog(CatalogEvent::GroupDropped { address: a(), group: g() }),
             Event::Catalog(CatalogEvent::Set(Setting::Policy(swarmmq_protocol::policy::Policy::StaticHash))),
             Event::Catalog(CatalogEvent::Set(Setting::Cohort(None))),
+            Event::Catalog(CatalogEvent::Set(Setting::OpenJoin(true))),
         ]
     }
 

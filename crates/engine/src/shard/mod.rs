@@ -3,6 +3,7 @@
 //! This file is the composer: it carries events to consensus, entries to the log, committed entries to the state, and
 //! what was applied to deliveries and to whoever waits. It decides nothing itself.
 
+pub mod access;
 pub mod cache;
 pub mod catalog;
 mod codec;

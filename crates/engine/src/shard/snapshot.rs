@@ -12,6 +12,7 @@ use swarmmq_protocol::{
 };
 
 use super::{
+    access::Access,
     catalog::{Catalog, Entry, put_setting, read_setting},
     codec::{Malformed, Reader, put_text},
     consensus::Conf,
@@ -23,7 +24,9 @@ use super::{
 };
 use crate::{log::Position, node::bug::Bugs};
 
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
+/// The layout before there were principals.
+const VERSION_WITHOUT_ACCESS: u8 = 4;
 /// The layout before the cluster had settings.
 const VERSION_WITHOUT_SETTINGS: u8 = 3;
 /// The layout before members had keys.
@@ -71,6 +74,9 @@ impl State {
             for _ in 0..r.u8()? {
                 catalog.routing = catalog.routing.with(read_setting(&mut r)?);
             }
+        }
+        if version > VERSION_WITHOUT_ACCESS {
+            catalog.access = Access::read(&mut r)?;
         }
         let count = r.u32()?;
         let mut queues = BTreeMap::new();
@@ -197,6 +203,7 @@ fn put_catalog(out: &mut Vec<u8>, catalog: &Catalog) {
     let settings = catalog.routing.settings();
     out.push(settings.len() as u8);
     settings.iter().for_each(|setting| put_setting(out, setting));
+    catalog.access.put(out);
 }
 
 fn read_catalog(r: &mut Reader<'_>, keyed: bool) -> Result<Catalog, Malformed> {
@@ -220,7 +227,8 @@ fn read_catalog(r: &mut Reader<'_>, keyed: bool) -> Result<Catalog, Malformed> {
         let name = ProducerName::parse(r.text()?).map_err(|_| Malformed)?;
         producers.insert(name, ProducerEpoch(r.u64()?));
     }
-    Ok(Catalog { addresses, producers, members: Members::read(r, keyed)?, routing: Routing::default() })
+    let members = Members::read(r, keyed)?;
+    Ok(Catalog { addresses, producers, members, routing: Routing::default(), access: Access::default() })
 }
 
 fn read_group_name(r: &mut Reader<'_>) -> Result<GroupName, Malformed> {
@@ -323,6 +331,28 @@ mod tests {
     use super::*;
     use crate::shard::event::{CatalogEvent, Event};
 
+    /// As the version before wrote it: one node, an address with a group, a producer's name, a setting.
+    const RECORDED_V4: &str = include_str!("../../testdata/state_v4.hex");
+
+    #[test]
+    fn a_state_that_was_recorded_before_there_were_principals_has_none_and_nobody_may_join() {
+        let hex = RECORDED_V4.trim();
+        let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+        assert_eq!(bytes[0], VERSION_WITHOUT_ACCESS);
+        let state = State::read(&bytes, Bugs::NONE).unwrap();
+        let catalog = &state.catalog;
+        assert_eq!(
+            (catalog.addresses.len(), catalog.producers.len(), catalog.members.nodes.len()),
+            (1, 1, 1)
+        );
+        assert_eq!(catalog.routing.policy, Policy::P2cEwma);
+        assert_eq!(catalog.access, Access::default());
+        // Written again it is of this version, and the same.
+        let again = State::read(&state.to_bytes(), Bugs::NONE).unwrap();
+        assert_eq!(again.digest(), state.digest());
+    }
+
     #[test]
     fn states_of_earlier_layouts_are_read_with_settings_as_they_were_then() {
         let mut state = State::default();
@@ -333,9 +363,12 @@ mod tests {
         assert_eq!((read.catalog.routing.policy, read.digest()), (Policy::RoundRobin, state.digest()));
         let mut settings = vec![2];
         state.catalog.routing.settings().iter().for_each(|setting| put_setting(&mut settings, setting));
-        // Behind the settings comes only how many queues there are.
-        let (begin, end) = (bytes.len() - 4 - settings.len(), bytes.len() - 4);
-        assert_eq!(bytes[begin..end], settings);
+        let mut access = Vec::new();
+        state.catalog.access.put(&mut access);
+        // Behind the settings come only principals, and how many queues there are.
+        let end = bytes.len() - 4;
+        let begin = end - access.len() - settings.len();
+        assert_eq!(bytes[begin..end], [settings, access].concat());
         for version in [VERSION_WITHOUT_SETTINGS, VERSION_WITHOUT_KEYS] {
             // Without members the two are alike.
             let mut earlier = [&bytes[..begin], &bytes[end..]].concat();

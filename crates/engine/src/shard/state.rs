@@ -209,7 +209,7 @@ impl State {
                 aging.iter().for_each(|address| self.sweep(address));
                 Outcome::Done
             }
-            Event::Catalog(event) => self.catalog.apply(event),
+            Event::Catalog(event) => self.catalog.apply(self.time, event),
         }
     }
 

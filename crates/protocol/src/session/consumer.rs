@@ -103,6 +103,8 @@ pub enum SettleResult {
     LeaseLost,
     /// The connection broke between the settlement and its answer, and the message is gone now: most likely settled.
     Unknown,
+    /// The principal may not settle here. Nothing was settled, and the message is held as before.
+    NotAllowed,
 }
 
 /// The end of one settlement.
@@ -704,6 +706,10 @@ impl Consumer {
                 self.held.remove(&id);
                 self.owe(bytes);
                 self.resolve(ticket, result);
+            } else if outcome == Outcome::Failed && code == Code::NotAllowed.number() && !*unsure {
+                let ticket = *ticket;
+                message.stage = Stage::WithApplication;
+                self.resolve(ticket, SettleResult::NotAllowed);
             } else {
                 // Not now, or unknown: the same settlement again, a little later.
                 *under_way = false;

@@ -452,6 +452,18 @@ fn a_plain_answer_to_settlements_speaks_for_all_of_them() {
 }
 
 #[test]
+fn a_settlement_that_is_not_allowed_is_told_at_once_and_the_message_can_be_settled_later() {
+    let mut rig = Rig::holding(&[1]);
+    let ack = rig.step(Input::Settle(1, Ack, 70));
+    let denied = Input::Fates(request(&ack), &[(1, Failed, Some(Code::NotAllowed))]);
+    assert_eq!(rig.step(denied), [Out::Told(70, SettleResult::NotAllowed)]);
+    let again = rig.step(Input::Settle(1, Ack, 71));
+    assert_settles(&again, &[(1, 5, 1, Ack)]);
+    let told = rig.step(Input::Fates(request(&again), &[(1, Done, None)]));
+    assert_eq!(told, [Out::Told(71, SettleResult::Done)]);
+}
+
+#[test]
 fn a_lost_lease_is_unknown_only_if_an_earlier_copy_may_have_settled() {
     let mut rig = Rig::holding(&[1]);
     let ack = rig.step(Input::Settle(1, Ack, 70));

@@ -1,4 +1,4 @@
-//! Who talks: both ends prove that they know the access token, without sending it.
+//! Who talks: both ends prove that they know the token of the client's principal, without sending it.
 //!
 //! ```text
 //! client                                   node
@@ -26,10 +26,13 @@ use crate::{
     time::WallTime,
 };
 
-/// The shared access token.
+/// The token of the principal.
 const AUTH_TOKEN: u8 = 1;
 const CLIENT_LABEL: &[u8] = b"swarmmq/auth/client/v1";
 const SERVER_LABEL: &[u8] = b"swarmmq/auth/server/v1";
+
+/// To whoever is not known where not everybody is known yet.
+const LEARNING: &str = "the node does not know every principal yet";
 
 /// Why a handshake failed. The connection is useless; nothing else changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,10 +41,15 @@ pub enum HandshakeError {
     Malformed(FrameKind),
     /// No version in common. Blame: whoever is older.
     Version,
-    /// The client does not know the token. Blame: client's configuration, or an attacker.
+    /// The client does not know the token of the principal that it named, or there is no such principal: which of the two is
+    /// not told. Blame: client's configuration, or an attacker.
     WrongToken,
+    /// The principal proved itself and is disabled. The client hears the same as for a wrong token.
+    Disabled,
     /// The node does not know the token: it is not ours. Blame: address, or an attacker.
     WrongServer,
+    /// The principal is who it says, and is not let in now. Blame: the code tells.
+    NotNow(Code, &'static str),
     /// The node said no.
     Refused {
         /// For programs.
@@ -57,7 +65,8 @@ impl HandshakeError {
         match self {
             Self::Malformed(_) => Code::Malformed,
             Self::Version => Code::Version,
-            Self::WrongToken | Self::WrongServer => Code::Unauthenticated,
+            Self::WrongToken | Self::Disabled | Self::WrongServer => Code::Unauthenticated,
+            Self::NotNow(code, _) => *code,
             Self::Refused { code, .. } => Code::from_number(*code).unwrap_or(Code::Malformed),
         }
     }
@@ -68,8 +77,11 @@ impl fmt::Display for HandshakeError {
         match self {
             Self::Malformed(kind) => write!(f, "unexpected or malformed {kind:?} during the handshake"),
             Self::Version => write!(f, "no protocol version in common (this side speaks {PROTOCOL_VERSION})"),
-            Self::WrongToken => write!(f, "the access token does not match"),
+            Self::WrongToken | Self::Disabled => {
+                write!(f, "no enabled principal of this name has this token")
+            }
             Self::WrongServer => write!(f, "the node does not know our access token"),
+            Self::NotNow(_, why) => f.write_str(why),
             Self::Refused { code, message } => write!(f, "refused ({code}): {message}"),
         }
     }
@@ -163,10 +175,48 @@ impl ClientHandshake {
     }
 }
 
+/// How a name can prove itself, as the node knows it.
+#[derive(Debug)]
+pub struct Candidates {
+    /// Tokens that are accepted: the current one and the one before. For names that nobody has, two that nobody has: whether
+    /// there is such a principal is not to be seen in what a refusal costs.
+    pub tokens: [MacKey; 2],
+    /// Whether a proof is enough: there is such a principal, and it is enabled.
+    pub is_known: bool,
+    /// The node may not know every principal yet: whoever cannot prove itself is to try again, or elsewhere.
+    pub is_learning: bool,
+    /// Why it is not let in although it is who it says: its quota of connections is used up.
+    pub not_now: Option<(Code, &'static str)>,
+    /// Unanswered sealed bytes that it may have on one connection.
+    pub publish_window_bytes: u64,
+}
+
+impl Candidates {
+    /// One token and nothing else, without bounds.
+    pub fn only(token: MacKey) -> Self {
+        let tokens = [token.clone(), token];
+        Self {
+            tokens,
+            is_known: true,
+            is_learning: false,
+            not_now: None,
+            publish_window_bytes: PUBLISH_WINDOW_BYTES,
+        }
+    }
+}
+
+/// Who has proven itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proven {
+    /// As whom.
+    pub principal: String,
+    /// With the first of its [`Candidates::tokens`].
+    pub is_current: bool,
+}
+
 /// The node's end.
 #[derive(Debug)]
 pub struct ServerHandshake {
-    token: MacKey,
     hello: ServerHello,
     shard_count: u32,
     client: Option<(String, [u8; 32])>,
@@ -174,25 +224,32 @@ pub struct ServerHandshake {
 
 impl ServerHandshake {
     /// Waits for a client. `nonce` is fresh randomness.
-    pub fn new(token: MacKey, cluster: ClusterId, node: NodeId, shard_count: u32, nonce: [u8; 32]) -> Self {
+    pub fn new(cluster: ClusterId, node: NodeId, shard_count: u32, nonce: [u8; 32]) -> Self {
         Self {
-            token,
             hello: ServerHello { version: PROTOCOL_VERSION, cluster, node, nonce },
             shard_count,
             client: None,
         }
     }
 
-    /// Takes the client's next frame. `Some(principal)`: the connection is open. After an error the refusal has been
+    /// Who the client says it is; not believed before its proof.
+    pub fn claimed(&self) -> &str {
+        self.client.as_ref().map_or("", |(principal, _)| principal)
+    }
+
+    /// Takes the client's next frame. `Some`: the connection is open. After an error the refusal has been
     /// written and the connection is to be closed.
+    ///
+    /// * `find`: what the node knows of a name, asked once the proof is there.
     pub fn frame(
         &mut self,
         time: WallTime,
         header: FrameHeader,
         body: Bytes,
+        find: &dyn Fn(&str) -> Candidates,
         out: &mut BytesMut,
-    ) -> Result<Option<String>, HandshakeError> {
-        let result = self.step(time, header, body, out);
+    ) -> Result<Option<Proven>, HandshakeError> {
+        let result = self.step(time, header, body, find, out);
         if let Err(error) = &result {
             frame::encode(&Refused { code: error.code().number(), message: error.to_string() }, 0, out);
         }
@@ -204,8 +261,9 @@ impl ServerHandshake {
         time: WallTime,
         header: FrameHeader,
         body: Bytes,
+        find: &dyn Fn(&str) -> Candidates,
         out: &mut BytesMut,
-    ) -> Result<Option<String>, HandshakeError> {
+    ) -> Result<Option<Proven>, HandshakeError> {
         let Some((principal, hellos)) = &self.client else {
             let bytes = body.clone();
             let hello: ClientHello = read(header, body)?;
@@ -221,18 +279,30 @@ impl ServerHandshake {
             return Ok(None);
         };
         let shown: ClientProof = read(header, body)?;
-        if !self.token.verify(&[CLIENT_LABEL, hellos], &shown.proof) {
-            return Err(HandshakeError::WrongToken);
+        let known = find(principal);
+        // Both are tried whatever the first one says, and the name counts last.
+        let [current, before] =
+            known.tokens.each_ref().map(|token| token.verify(&[CLIENT_LABEL, hellos], &shown.proof));
+        if !((current | before) & known.is_known) {
+            return Err(match current | before {
+                _ if known.is_learning => HandshakeError::NotNow(Code::NotLeader, LEARNING),
+                true => HandshakeError::Disabled,
+                false => HandshakeError::WrongToken,
+            });
         }
+        if let Some((code, why)) = known.not_now {
+            return Err(HandshakeError::NotNow(code, why));
+        }
+        let [newest, older] = &known.tokens;
         let welcome = Welcome {
-            proof: proof(&self.token, SERVER_LABEL, hellos),
+            proof: proof(if current { newest } else { older }, SERVER_LABEL, hellos),
             shard_count: self.shard_count,
             publish_window_messages: PUBLISH_WINDOW_MESSAGES,
-            publish_window_bytes: PUBLISH_WINDOW_BYTES,
+            publish_window_bytes: known.publish_window_bytes.min(PUBLISH_WINDOW_BYTES),
             server_time: time,
         };
         frame::encode(&welcome, 0, out);
-        Ok(Some(principal.clone()))
+        Ok(Some(Proven { principal: principal.clone(), is_current: current }))
     }
 }
 
@@ -247,22 +317,34 @@ mod tests {
         std::iter::from_fn(|| reader.next_frame().unwrap()).collect()
     }
 
-    fn server(token: u8, nonce: u8) -> ServerHandshake {
-        ServerHandshake::new(MacKey::new([token; 32]), ClusterId(5), NodeId(1), 16, [nonce; 32])
+    fn server(nonce: u8) -> ServerHandshake {
+        ServerHandshake::new(ClusterId(5), NodeId(1), 16, [nonce; 32])
+    }
+
+    /// A node that knows one name and its tokens.
+    fn knows(tokens: [u8; 2]) -> impl Fn(&str) -> Candidates {
+        move |name| Candidates {
+            tokens: tokens.map(|byte| MacKey::new([byte; 32])),
+            is_known: name == "app",
+            is_learning: false,
+            not_now: None,
+            publish_window_bytes: 1000,
+        }
     }
 
     fn run(
+        name: &str,
         client_token: u8,
-        server_token: u8,
-    ) -> (Result<Option<ClientReady>, HandshakeError>, Option<String>) {
+        find: &dyn Fn(&str) -> Candidates,
+    ) -> (Result<Option<ClientReady>, HandshakeError>, Option<Proven>) {
         let (mut up, mut down) = (BytesMut::new(), BytesMut::new());
-        let mut client = ClientHandshake::start(MacKey::new([client_token; 32]), "app", [1; 32], &mut up);
-        let mut server = server(server_token, 2);
+        let mut client = ClientHandshake::start(MacKey::new([client_token; 32]), name, [1; 32], &mut up);
+        let mut server = server(2);
         let mut principal = None;
         let mut last = Ok(None);
         for _ in 0..2 {
             for (header, body) in frames(&mut up) {
-                principal = server.frame(WallTime(0), header, body, &mut down).unwrap_or_default();
+                principal = server.frame(WallTime(0), header, body, find, &mut down).unwrap_or_default();
             }
             for (header, body) in frames(&mut down) {
                 last = client.frame(header, body, &mut up);
@@ -273,14 +355,50 @@ mod tests {
 
     #[test]
     fn both_ends_meet_over_the_same_token() {
-        let (client, principal) = run(7, 7);
-        assert_eq!(principal.as_deref(), Some("app"));
-        assert_eq!(client.unwrap().unwrap().cluster, ClusterId(5));
+        // The token of before counts as much as the current one.
+        for (tokens, is_current) in [([7, 8], true), ([8, 7], false)] {
+            let (client, principal) = run("app", 7, &knows(tokens));
+            assert_eq!(principal, Some(Proven { principal: "app".into(), is_current }));
+            let ready = client.unwrap().unwrap();
+            assert_eq!((ready.cluster, ready.welcome.publish_window_bytes), (ClusterId(5), 1000));
+        }
+    }
+
+    #[test]
+    fn a_name_that_nobody_has_is_refused_as_a_wrong_token_is() {
+        let (unknown, principal) = run("nobody", 7, &knows([7, 8]));
+        assert_eq!(principal, None);
+        assert_eq!(unknown, run("app", 6, &knows([7, 8])).0);
+    }
+
+    #[test]
+    fn where_not_everybody_is_known_yet_a_stranger_is_to_try_again() {
+        let learns = |name: &str| Candidates { is_learning: true, ..knows([7, 8])(name) };
+        let code = |name, token| match run(name, token, &learns).0 {
+            Err(HandshakeError::Refused { code, .. }) => Code::from_number(code),
+            Ok(Some(_)) => None,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((code("nobody", 7), code("app", 6)), (Some(Code::NotLeader), Some(Code::NotLeader)));
+        assert_eq!(code("app", 7), None, "who is known is known");
+    }
+
+    #[test]
+    fn who_is_not_let_in_now_hears_why_only_after_the_proof() {
+        let full = |name: &str| Candidates {
+            not_now: Some((Code::Quota, "too many connections")),
+            ..knows([7, 8])(name)
+        };
+        let code = |token| match run("app", token, &full).0 {
+            Err(HandshakeError::Refused { code, .. }) => Code::from_number(code),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((code(7), code(6)), (Some(Code::Quota), Some(Code::Unauthenticated)));
     }
 
     #[test]
     fn a_wrong_token_is_refused_with_its_reason() {
-        let (client, principal) = run(7, 8);
+        let (client, principal) = run("app", 7, &knows([8, 9]));
         assert_eq!(principal, None);
         let Err(HandshakeError::Refused { code, .. }) = client else { panic!("{client:?}") };
         assert_eq!(code, Code::Unauthenticated.number());
@@ -291,15 +409,16 @@ mod tests {
         let (mut up, mut down) = (BytesMut::new(), BytesMut::new());
         let mut client = ClientHandshake::start(MacKey::new([7; 32]), "app", [1; 32], &mut up);
         let hello = frames(&mut up);
-        let mut first = server(7, 2);
-        first.frame(WallTime(0), hello[0].0, hello[0].1.clone(), &mut down).unwrap();
+        let find = knows([7, 8]);
+        let mut first = server(2);
+        first.frame(WallTime(0), hello[0].0, hello[0].1.clone(), &find, &mut down).unwrap();
         let (header, body) = frames(&mut down).remove(0);
         client.frame(header, body, &mut up).unwrap();
         let proof = frames(&mut up).remove(0);
 
-        let mut second = server(7, 3);
-        second.frame(WallTime(0), hello[0].0, hello[0].1.clone(), &mut down).unwrap();
-        let replayed = second.frame(WallTime(0), proof.0, proof.1, &mut down);
+        let mut second = server(3);
+        second.frame(WallTime(0), hello[0].0, hello[0].1.clone(), &find, &mut down).unwrap();
+        let replayed = second.frame(WallTime(0), proof.0, proof.1, &find, &mut down);
         assert_eq!(replayed, Err(HandshakeError::WrongToken));
     }
 
@@ -308,7 +427,7 @@ mod tests {
         let (mut up, mut down) = (BytesMut::new(), BytesMut::new());
         let mut client = ClientHandshake::start(MacKey::new([7; 32]), "app", [1; 32], &mut up);
         let hello = frames(&mut up).remove(0);
-        server(9, 2).frame(WallTime(0), hello.0, hello.1, &mut down).unwrap();
+        server(2).frame(WallTime(0), hello.0, hello.1, &knows([9, 9]), &mut down).unwrap();
         let (header, body) = frames(&mut down).remove(0);
         client.frame(header, body, &mut up).unwrap();
         let welcome = Welcome {
@@ -328,7 +447,7 @@ mod tests {
         for kind in FrameKind::ALL.iter().filter(|kind| **kind != FrameKind::ClientHello) {
             let mut down = BytesMut::new();
             let header = FrameHeader { length: 0, kind: *kind, request: 0 };
-            let result = server(7, 2).frame(WallTime(0), header, Bytes::new(), &mut down);
+            let result = server(2).frame(WallTime(0), header, Bytes::new(), &knows([7, 8]), &mut down);
             assert_eq!(result, Err(HandshakeError::Malformed(*kind)));
         }
     }

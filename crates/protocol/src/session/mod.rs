@@ -2,6 +2,7 @@
 
 pub mod consumer;
 pub mod direct;
+pub mod guard;
 pub mod handshake;
 mod lane;
 pub mod peer;

@@ -4,7 +4,7 @@
 //! dialler                                   acceptor
 //!   Hello 1 {hello, nonce}         ------>
 //!                                  <------  Accept 2 {hello, nonce, HMAC(secret, accept label, h)}
-//!   Proof 3 {HMAC(secret, dial label, h)}
+//!   Proof 3 {HMAC(secret, dial label, h, masked), masked}
 //!                                  ------>
 //!                                  <------  Ready 4   or   Refused 5 {code, message}
 //!
@@ -15,17 +15,20 @@
 //!  h = SHA-256(dialler's hello, acceptor's hello)
 //! ```
 //! Both proofs cover the bytes of both hellos with their nonces, under different labels, so that neither can be replayed
-//! or reflected. What the other end says of itself is believed only after its proof. The handshake says who is at the
+//! or reflected. `masked` is there if the dialler has a join token: its secret, xor HMAC(secret, join label, h), so that
+//! whoever listens learns nothing of it; it is sent only to an acceptor that has proven itself. What the other end says of itself is believed only after its proof. The handshake says who is at the
 //! other end, not that nobody changes bytes later: that is for TLS, which wraps the stream from outside.
 
 use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use zeroize::Zeroizing;
 
 use crate::{
     codec::{DecodeError, Reader, cut_at, put_name, put_text},
     error::Code,
     id::{ClusterId, NodeId},
+    join_token::{self, JoinToken},
     limits::UNAUTHENTICATED_BYTES_MAX,
     mac::{MacKey, sha256},
     node_key::NodeKey,
@@ -33,8 +36,12 @@ use crate::{
 
 /// First bytes of a hello. Not a client's, so that neither is taken for the other.
 pub const PEER_MAGIC: [u8; 4] = *b"SWMP";
-/// The version of the language between nodes that this code speaks. 1 had no keys in a hello.
-pub const PEER_VERSION: u16 = 2;
+/// The version of the language between nodes that this code speaks. 1 had no keys in a hello, 2 no join tokens.
+pub const PEER_VERSION: u16 = 3;
+/// The lowest version that this code speaks: a cluster may be changed to this one node by node.
+const PEER_VERSION_MIN: u16 = 2;
+/// The first version in which a dialler may bring a join token.
+const PEER_VERSION_OF_TOKENS: u16 = 3;
 /// Longest version text, in bytes.
 const VERSION_BYTES_MAX: usize = 64;
 /// Longest reason in a refusal, in bytes.
@@ -43,6 +50,7 @@ const LENGTH_BYTES: usize = 4;
 const PROOF_BYTES: usize = 32;
 const ACCEPT_LABEL: &[u8] = b"swarmmq/peer/accept/v1";
 const DIAL_LABEL: &[u8] = b"swarmmq/peer/dial/v1";
+const JOIN_LABEL: &[u8] = b"swarmmq/peer/join/v1";
 /// The whole message.
 const READY_MESSAGE: [u8; 5] = [0, 0, 0, 1, READY];
 
@@ -79,6 +87,8 @@ pub struct PeerHello {
     pub version: String,
     /// Its public keys. All zero: it has none yet.
     pub key: NodeKey,
+    /// SHA-256 of the secret of the join token that it brought. Not part of the hello's bytes: it comes with the proof.
+    pub join: Option<[u8; 32]>,
 }
 
 impl PeerHello {
@@ -94,7 +104,7 @@ impl PeerHello {
     fn bytes(&self, nonce: &[u8; 32]) -> Bytes {
         let mut out = BytesMut::new();
         out.put_slice(&PEER_MAGIC);
-        out.put_u16(PEER_VERSION);
+        out.put_u16(PEER_VERSION_MIN);
         out.put_u16(PEER_VERSION);
         out.put_u16(self.node.0);
         out.put_u64(self.incarnation);
@@ -114,13 +124,16 @@ impl PeerHello {
         out.freeze()
     }
 
-    /// Versions come first and are looked at first: the rest may be of a version that this code cannot read.
-    fn read(bytes: Bytes) -> Result<Self, PeerError> {
+    /// Versions come first and are looked at first: the rest may be of a version that this code cannot read. Gives the
+    /// highest version in common, too.
+    fn read(bytes: Bytes) -> Result<(Self, u16), PeerError> {
         let mut reader = Reader::new(bytes);
         if reader.array()? != PEER_MAGIC {
             return Err(PeerError::Malformed);
         }
-        if !(reader.u16()?..=reader.u16()?).contains(&PEER_VERSION) {
+        let (version_min, version_max) = (reader.u16()?, reader.u16()?);
+        let version = version_max.min(PEER_VERSION);
+        if version < version_min.max(PEER_VERSION_MIN) {
             return Err(PeerError::Version);
         }
         let node = NodeId(reader.u16()?);
@@ -144,6 +157,7 @@ impl PeerHello {
             gossip: reader.name("gossip address")?,
             version: reader.name("version")?,
             key: NodeKey::from_bytes(&reader.array()?),
+            join: None,
         };
         if hello.version.len() > VERSION_BYTES_MAX {
             return Err(PeerError::Malformed);
@@ -151,7 +165,7 @@ impl PeerHello {
         // The nonce counts as part of the bytes that are proven.
         reader.array::<32>()?;
         reader.end()?;
-        Ok(hello)
+        Ok((hello, version))
     }
 }
 
@@ -274,6 +288,8 @@ fn put(step: u8, parts: &[&[u8]], out: &mut BytesMut) {
 pub struct PeerHandshake {
     secret: MacKey,
     me: PeerHello,
+    /// What lets this node join, if it has anything of the kind.
+    token: Option<JoinToken>,
     state: State,
     taken_bytes: usize,
 }
@@ -297,21 +313,23 @@ impl PeerHandshake {
     ///
     /// * `expected`: who should answer, if that is known.
     /// * `nonce`: fresh randomness.
+    /// * `token`: given to whoever answers, once it has proven itself.
     pub fn dial(
         secret: MacKey,
         me: PeerHello,
         expected: Option<NodeId>,
         nonce: [u8; 32],
+        token: Option<JoinToken>,
         out: &mut BytesMut,
     ) -> Self {
         let hello = me.bytes(&nonce);
         put(HELLO, &[&hello], out);
-        Self { secret, me, state: State::Dialled { hello, expected }, taken_bytes: 0 }
+        Self { secret, me, token, state: State::Dialled { hello, expected }, taken_bytes: 0 }
     }
 
     /// Waits as the one who was dialled. `nonce` is fresh randomness.
     pub fn accept(secret: MacKey, me: PeerHello, nonce: [u8; 32]) -> Self {
-        Self { secret, me, state: State::Waiting { nonce }, taken_bytes: 0 }
+        Self { secret, me, token: None, state: State::Waiting { nonce }, taken_bytes: 0 }
     }
 
     /// Takes what has come so far off `buffer` and writes answers to `out`.
@@ -348,19 +366,21 @@ impl PeerHandshake {
                 }
                 (State::Proven { peer }, READY) if body.is_empty() => return Ok(Some(peer)),
                 (State::Waiting { nonce }, HELLO) => {
-                    let claimed = PeerHello::read(body.clone())?;
+                    let (claimed, _) = PeerHello::read(body.clone())?;
                     let hello = self.me.bytes(&nonce);
                     let hellos = sha256(&[&body, &hello]);
                     put(ACCEPT, &[&hello, &self.secret.sign(&[ACCEPT_LABEL, &hellos])], out);
                     self.state = State::Challenged { claimed, hellos };
                 }
                 (State::Challenged { claimed, hellos }, PROOF) => {
-                    if !self.secret.verify(&[DIAL_LABEL, &hellos], &body) {
+                    let (proof, masked) = body.split_at(body.len().min(PROOF_BYTES));
+                    if !self.secret.verify(&[DIAL_LABEL, &hellos, masked], proof) {
                         return Err(PeerError::WrongSecret);
                     }
                     self.judge(&claimed)?;
+                    let join = self.unmask(&hellos, masked)?;
                     out.put_slice(&READY_MESSAGE);
-                    return Ok(Some(claimed));
+                    return Ok(Some(PeerHello { join, ..claimed }));
                 }
                 (_, REFUSED) => return Err(refusal(body)),
                 _ => return Err(PeerError::Malformed),
@@ -379,7 +399,7 @@ impl PeerHandshake {
     ) -> Result<PeerHello, PeerError> {
         let hello_bytes = body.len().checked_sub(PROOF_BYTES).ok_or(PeerError::Malformed)?;
         let proof = body.split_off(hello_bytes);
-        let claimed = PeerHello::read(body.clone())?;
+        let (claimed, version) = PeerHello::read(body.clone())?;
         let hellos = sha256(&[hello, &body]);
         if !self.secret.verify(&[ACCEPT_LABEL, &hellos], &proof) {
             return Err(PeerError::WrongSecret);
@@ -388,8 +408,27 @@ impl PeerHandshake {
         if let Some(wanted) = expected.filter(|wanted| *wanted != claimed.node) {
             return Err(PeerError::Unexpected { wanted, found: claimed.node });
         }
-        put(PROOF, &[&self.secret.sign(&[DIAL_LABEL, &hellos])], out);
+        let token = self.token.as_ref().filter(|_| version >= PEER_VERSION_OF_TOKENS);
+        let masked = token.map(|token| self.mask(&hellos, token.secret()));
+        let masked = masked.as_ref().map_or(&[][..], |masked| &masked[..]);
+        put(PROOF, &[&self.secret.sign(&[DIAL_LABEL, &hellos, masked]), masked], out);
         Ok(claimed)
+    }
+
+    /// A join token's secret as it travels, and back: a key stream that is used once hides it.
+    fn mask(&self, hellos: &[u8; 32], secret: &[u8; 32]) -> Zeroizing<[u8; 32]> {
+        let mut masked = Zeroizing::new(self.secret.sign(&[JOIN_LABEL, hellos]));
+        masked.iter_mut().zip(secret).for_each(|(byte, of_secret)| *byte ^= of_secret);
+        masked
+    }
+
+    /// What the acceptor keeps of a join token.
+    fn unmask(&self, hellos: &[u8; 32], masked: &[u8]) -> Result<Option<[u8; 32]>, PeerError> {
+        if masked.is_empty() {
+            return Ok(None);
+        }
+        let masked: &[u8; 32] = masked.try_into().map_err(|_| PeerError::Malformed)?;
+        Ok(Some(join_token::hash(&self.mask(hellos, masked))))
     }
 
     /// Whether a peer that has proven itself can be a peer of this node. Who knows no cluster yet fits to any.
@@ -433,319 +472,5 @@ fn refusal(body: Bytes) -> PeerError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::packet::{Class, Packet, PacketReader};
-
-    type Verdict = Result<Option<PeerHello>, PeerError>;
-
-    fn hello(node: u16) -> PeerHello {
-        PeerHello {
-            cluster: Some(ClusterId(5)),
-            shard_count: 16,
-            node: NodeId(node),
-            incarnation: 3,
-            boot: 4,
-            roles: PeerHello::INGRESS | PeerHello::STORE,
-            client: format!("10.0.0.{node}:7400"),
-            peer: format!("10.0.0.{node}:7401"),
-            admin: format!("10.0.0.{node}:7402"),
-            gossip: format!("10.0.0.{node}:7403"),
-            version: "0.1.0".to_owned(),
-            key: PeerHello::NO_KEY,
-        }
-    }
-
-    fn secret(byte: u8) -> MacKey {
-        MacKey::new([byte; 32])
-    }
-
-    /// Two ends and what is on its way between them.
-    struct Pair {
-        dialler: PeerHandshake,
-        acceptor: PeerHandshake,
-        up: BytesMut,
-        down: BytesMut,
-    }
-
-    impl Pair {
-        fn of(dial: (u8, PeerHello, Option<u16>), accept: (u8, PeerHello)) -> Self {
-            let mut up = BytesMut::new();
-            let expected = dial.2.map(NodeId);
-            let dialler = PeerHandshake::dial(secret(dial.0), dial.1, expected, [1; 32], &mut up);
-            let acceptor = PeerHandshake::accept(secret(accept.0), accept.1, [2; 32]);
-            Self { dialler, acceptor, up, down: BytesMut::new() }
-        }
-
-        fn example() -> Self {
-            Self::of((7, hello(1), Some(2)), (7, hello(2)))
-        }
-
-        fn accept(&mut self) -> Verdict {
-            self.acceptor.advance(&mut self.up, &mut self.down)
-        }
-
-        fn dial(&mut self) -> Verdict {
-            self.dialler.advance(&mut self.down, &mut self.up)
-        }
-
-        /// Carries the four messages, each through `spoil` with its step, and gives both verdicts, dialler first.
-        fn run(mut self, mut spoil: impl FnMut(u8, &mut BytesMut)) -> (Verdict, Verdict) {
-            spoil(HELLO, &mut self.up);
-            let mut accepted = self.accept();
-            spoil(ACCEPT, &mut self.down);
-            let mut dialled = self.dial();
-            if dialled == Ok(None) {
-                spoil(PROOF, &mut self.up);
-            }
-            if accepted == Ok(None) {
-                accepted = self.accept();
-            }
-            if dialled == Ok(None) {
-                spoil(READY, &mut self.down);
-                dialled = self.dial();
-            }
-            (dialled, accepted)
-        }
-    }
-
-    fn untouched(_: u8, _: &mut BytesMut) {}
-
-    fn refused(verdict: &Verdict) -> Option<Code> {
-        let Err(PeerError::Refused { code, .. }) = verdict else { return None };
-        Code::from_number(*code)
-    }
-
-    #[test]
-    fn two_nodes_meet_over_the_same_secret() {
-        let (dialled, accepted) = Pair::example().run(untouched);
-        assert_eq!((dialled, accepted), (Ok(Some(hello(2))), Ok(Some(hello(1)))));
-    }
-
-    #[test]
-    fn a_node_that_joins_knows_no_cluster_yet() {
-        let joining = PeerHello { cluster: None, shard_count: 0, ..hello(1) };
-        let (dialled, accepted) = Pair::of((7, joining.clone(), None), (7, hello(2))).run(untouched);
-        assert_eq!((dialled, accepted), (Ok(Some(hello(2))), Ok(Some(joining.clone()))));
-        let (dialled, accepted) = Pair::of((7, hello(2), None), (7, joining.clone())).run(untouched);
-        assert_eq!((dialled, accepted), (Ok(Some(joining)), Ok(Some(hello(2)))));
-    }
-
-    #[test]
-    fn packets_begin_right_behind_the_last_message() {
-        let mut pair = Pair::example();
-        assert_eq!((pair.accept(), pair.dial()), (Ok(None), Ok(None)));
-        let packet =
-            |from, to| Packet::direct(Class::Bulk, NodeId(from), NodeId(to), Bytes::from_static(b"x"));
-        assert!(pair.accept().unwrap().is_some());
-        packet(2, 1).encode(&mut pair.down);
-        assert!(pair.dial().unwrap().is_some());
-        let mut reader = PacketReader::new();
-        *reader.buffer() = pair.down;
-        assert_eq!(reader.next(), Ok(Some(packet(2, 1))));
-    }
-
-    #[test]
-    fn bytes_may_come_one_at_a_time() {
-        let mut pair = Pair::example();
-        let (mut up, mut down) = (BytesMut::new(), BytesMut::new());
-        let mut met = [None, None];
-        for _ in 0..3 {
-            for byte in pair.up.split() {
-                up.put_u8(byte);
-                met[1] = pair.acceptor.advance(&mut up, &mut pair.down).unwrap();
-            }
-            for byte in pair.down.split() {
-                down.put_u8(byte);
-                met[0] = pair.dialler.advance(&mut down, &mut pair.up).unwrap();
-            }
-        }
-        assert_eq!(met, [Some(hello(2)), Some(hello(1))]);
-    }
-
-    #[test]
-    fn a_wrong_secret_is_found_out_by_both() {
-        let (dialled, accepted) = Pair::of((7, hello(1), None), (8, hello(2))).run(untouched);
-        assert_eq!(dialled, Err(PeerError::WrongSecret));
-        assert_eq!(refused(&accepted), Some(Code::Unauthenticated));
-
-        // A dialler that goes on all the same is found out by the acceptor.
-        let mut pair = Pair::example();
-        assert_eq!(pair.accept(), Ok(None));
-        put(PROOF, &[&[0; 32]], &mut pair.up);
-        assert_eq!(pair.accept(), Err(PeerError::WrongSecret));
-        assert_eq!(refused(&pair.dial()), Some(Code::Unauthenticated));
-    }
-
-    #[test]
-    fn nodes_that_cannot_be_peers_say_so_to_each_other() {
-        let other = PeerHello { cluster: Some(ClusterId(6)), ..hello(2) };
-        let wrong_cluster = PeerError::WrongCluster { ours: ClusterId(5), theirs: ClusterId(6) };
-        let unexpected = PeerError::Unexpected { wanted: NodeId(3), found: NodeId(2) };
-        for (expected, answering, why) in [
-            (None, other, wrong_cluster),
-            (None, hello(1), PeerError::SameNode(NodeId(1))),
-            (Some(3), hello(2), unexpected),
-        ] {
-            let (dialled, accepted) = Pair::of((7, hello(1), expected), (7, answering)).run(untouched);
-            assert_eq!(refused(&accepted), Some(why.code()));
-            assert_eq!(dialled, Err(why));
-        }
-    }
-
-    #[test]
-    fn an_acceptor_judges_by_itself_too() {
-        // A dialler that does not look.
-        for (claimed, why) in [
-            (
-                PeerHello { cluster: Some(ClusterId(6)), ..hello(1) },
-                PeerError::WrongCluster { ours: ClusterId(5), theirs: ClusterId(6) },
-            ),
-            (hello(2), PeerError::SameNode(NodeId(2))),
-        ] {
-            let mut acceptor = PeerHandshake::accept(secret(7), hello(2), [2; 32]);
-            let (mut up, mut down) = (BytesMut::new(), BytesMut::new());
-            let mine = claimed.bytes(&[1; 32]);
-            put(HELLO, &[&mine], &mut up);
-            assert_eq!(acceptor.advance(&mut up, &mut down), Ok(None), "nothing is said before the proof");
-            let theirs = down.split().freeze().slice(LENGTH_BYTES + 1..);
-            let hellos = sha256(&[&mine, &theirs[..theirs.len() - PROOF_BYTES]]);
-            put(PROOF, &[&secret(7).sign(&[DIAL_LABEL, &hellos])], &mut up);
-            assert_eq!(acceptor.advance(&mut up, &mut down), Err(why.clone()));
-            assert_eq!(&down[LENGTH_BYTES..LENGTH_BYTES + 1], &[REFUSED], "{why}");
-        }
-    }
-
-    #[test]
-    fn an_acceptor_can_refuse_whom_it_has_recognised() {
-        let mut pair = Pair::example();
-        assert_eq!((pair.accept(), pair.dial()), (Ok(None), Ok(None)));
-        assert_eq!(pair.accept(), Ok(Some(hello(1))));
-        refuse(Code::Removed, "node 1 was removed", &mut pair.down);
-        let why = PeerError::Refused { code: 29, message: "node 1 was removed".to_owned() };
-        assert_eq!(why.code(), Code::Removed);
-        assert_eq!(pair.dial(), Err(why));
-        assert!(pair.up.is_empty(), "a refusal is not answered");
-    }
-
-    #[test]
-    fn one_flipped_bit_anywhere_and_nobody_who_received_it_believes() {
-        for step in [HELLO, ACCEPT, PROOF, READY] {
-            let mut bits = 0;
-            let met = Pair::example().run(|at, bytes| bits = if at == step { bytes.len() * 8 } else { bits });
-            assert!(met.0.is_ok() && bits > 0);
-            for bit in 0..bits {
-                let (dialled, accepted) = Pair::example().run(|at, bytes| {
-                    if at == step {
-                        bytes[bit / 8] ^= 1 << (bit % 8);
-                    }
-                });
-                assert!(!matches!(dialled, Ok(Some(_))), "step {step}, bit {bit}");
-                // Before `Ready` the acceptor has believed already, and rightly.
-                assert_eq!(matches!(accepted, Ok(Some(_))), step == READY, "step {step}, bit {bit}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_proof_that_is_sent_back_proves_nothing() {
-        // To the acceptor: its own proof.
-        let mut pair = Pair::example();
-        assert_eq!(pair.accept(), Ok(None));
-        let accept = pair.down.split();
-        put(PROOF, &[&accept[accept.len() - PROOF_BYTES..]], &mut pair.up);
-        assert_eq!(pair.accept(), Err(PeerError::WrongSecret));
-        // To the dialler: its own hello, with a proof that another acceptor made for it.
-        let mut pair = Pair::example();
-        let mine = pair.up.clone().freeze().slice(LENGTH_BYTES + 1..);
-        put(ACCEPT, &[&mine, &accept[accept.len() - PROOF_BYTES..]], &mut pair.down);
-        assert_eq!(pair.dial(), Err(PeerError::WrongSecret));
-    }
-
-    #[test]
-    fn a_proof_does_not_serve_on_another_connection() {
-        let mut pair = Pair::example();
-        let hello_message = pair.up.clone();
-        assert_eq!((pair.accept(), pair.dial()), (Ok(None), Ok(None)));
-        let mut second = PeerHandshake::accept(secret(7), hello(2), [3; 32]);
-        let mut replayed = hello_message;
-        replayed.unsplit(pair.up);
-        assert_eq!(second.advance(&mut replayed, &mut BytesMut::new()), Err(PeerError::WrongSecret));
-    }
-
-    #[test]
-    fn a_node_that_dials_itself_notices() {
-        let (dialled, _) = Pair::of((7, hello(1), None), (7, hello(1))).run(untouched);
-        assert_eq!(dialled, Err(PeerError::SameNode(NodeId(1))));
-    }
-
-    #[test]
-    fn no_version_in_common_is_said_before_the_rest_is_read() {
-        let mut later = BytesMut::new();
-        put(HELLO, &[&PEER_MAGIC, &[0, 3, 0, 4], b"something else"], &mut later);
-        let mut out = BytesMut::new();
-        let mut acceptor = PeerHandshake::accept(secret(7), hello(2), [2; 32]);
-        assert_eq!(acceptor.advance(&mut later, &mut out), Err(PeerError::Version));
-        let mut pair = Pair::example();
-        pair.down = out;
-        assert_eq!(refused(&pair.dial()), Some(Code::Version));
-    }
-
-    #[test]
-    fn a_message_cut_short_inside_is_malformed_and_one_under_way_is_waited_for() {
-        let whole = Pair::example().up.freeze();
-        for length in 0..whole.len() {
-            let mut acceptor = PeerHandshake::accept(secret(7), hello(2), [2; 32]);
-            let mut under_way = BytesMut::from(&whole[..length]);
-            assert_eq!(acceptor.advance(&mut under_way, &mut BytesMut::new()), Ok(None), "{length}");
-            if length > LENGTH_BYTES {
-                let mut acceptor = PeerHandshake::accept(secret(7), hello(2), [2; 32]);
-                let mut short = BytesMut::new();
-                short.put_u32((length - LENGTH_BYTES) as u32);
-                short.put_slice(&whole[LENGTH_BYTES..length]);
-                let verdict = acceptor.advance(&mut short, &mut BytesMut::new());
-                assert_eq!(verdict, Err(PeerError::Malformed), "{length}");
-            }
-        }
-    }
-
-    #[test]
-    fn too_many_bytes_are_refused_before_they_come() {
-        let mut acceptor = PeerHandshake::accept(secret(7), hello(2), [2; 32]);
-        let mut claimed = BytesMut::from(&b"GET / HTTP/1.1\r\n"[..]);
-        assert_eq!(acceptor.advance(&mut claimed, &mut BytesMut::new()), Err(PeerError::TooLarge));
-        // Together, too: each of the two alone would be allowed.
-        let mut pair = Pair::example();
-        let hello_bytes = pair.up.len();
-        assert_eq!(pair.accept(), Ok(None));
-        pair.up.put_u32((UNAUTHENTICATED_BYTES_MAX - hello_bytes - LENGTH_BYTES + 1) as u32);
-        assert_eq!(pair.accept(), Err(PeerError::TooLarge));
-    }
-
-    #[test]
-    fn any_other_step_ends_the_handshake_and_then_it_stays_over() {
-        for step in (0..=u8::MAX).filter(|step| *step != HELLO) {
-            let mut acceptor = PeerHandshake::accept(secret(7), hello(2), [2; 32]);
-            let (mut buffer, mut out) = (BytesMut::new(), BytesMut::new());
-            put(step, &[], &mut buffer);
-            assert_eq!(acceptor.advance(&mut buffer, &mut out), Err(PeerError::Malformed));
-            out.clear();
-            buffer.put_slice(b"more");
-            assert_eq!(acceptor.advance(&mut buffer, &mut out), Err(PeerError::Malformed));
-            assert_eq!((buffer.len(), out.len()), (4, 0));
-        }
-    }
-
-    #[test]
-    fn long_texts_are_cut_and_a_hello_always_fits() {
-        let long = "ä".repeat(300);
-        let texts = [&long; 4].map(Clone::clone);
-        let [client, peer, admin, gossip] = texts;
-        let me = PeerHello { client, peer, admin, gossip, version: long, ..hello(1) };
-        let bytes = me.bytes(&[1; 32]);
-        assert!(LENGTH_BYTES + 1 + bytes.len() + PROOF_BYTES < UNAUTHENTICATED_BYTES_MAX / 2);
-        let read = PeerHello::read(bytes).unwrap();
-        assert_eq!((read.client.len(), read.version.len()), (254, 64));
-        assert_eq!(PeerHello::read(hello(0).bytes(&[1; 32])), Err(PeerError::Malformed));
-    }
-}
+#[path = "peer_tests.rs"]
+mod tests;

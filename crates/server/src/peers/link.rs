@@ -218,6 +218,7 @@ mod tests {
             gossip: String::new(),
             version: String::new(),
             key: PeerHello::NO_KEY,
+            join: None,
         }
     }
 

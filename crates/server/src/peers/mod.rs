@@ -12,7 +12,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    io,
+    io::{self, Write as _},
     net::SocketAddr,
     time::Duration,
 };
@@ -24,10 +24,14 @@ use swarmmq_engine::node::Now;
 use swarmmq_protocol::{
     error::Code,
     id::NodeId,
+    join_token::JoinToken,
     limits::UNAUTHENTICATED_TIME_MAX,
     mac::MacKey,
     packet::Packet,
-    session::peer::{PeerError, PeerHandshake, PeerHello},
+    session::{
+        guard::{Guard, Source},
+        peer::{self, PeerError, PeerHandshake, PeerHello},
+    },
     time::Instant,
 };
 
@@ -36,7 +40,11 @@ use self::{
     link::PeerLink,
     roster::{Roster, Target},
 };
-use crate::{StartError, clock, link::ReadState, listener::Listener};
+use crate::{
+    StartError, clock,
+    link::ReadState,
+    listener::{Listener, source_of},
+};
 
 /// Tokens from here on belong to links with nodes; the first is the port's.
 pub(crate) const FIRST_TOKEN: usize = usize::MAX / 2;
@@ -82,7 +90,9 @@ pub(crate) trait Owner {
     /// What this node says of itself.
     fn hello(&self) -> PeerHello;
     /// Whether a link with this node, which has proven that it belongs here, is wanted.
-    fn admits(&self, hello: &PeerHello) -> Result<(), (Code, String)>;
+    fn admits(&self, now: Now, hello: &PeerHello) -> Result<(), (Code, String)>;
+    /// Somebody was turned away.
+    fn turned_away(&mut self, now: Now, source: Option<Source>, node: Option<NodeId>, code: Code);
     /// Something happened.
     fn hear(&mut self, now: Now, event: PeerEvent);
 }
@@ -133,6 +143,10 @@ pub(crate) struct Peers {
     unread: VecDeque<usize>,
     registry: Registry,
     secret: MacKey,
+    /// What lets this node join, if it is no member.
+    token: Option<JoinToken>,
+    /// Who fails to prove itself too often.
+    guard: Guard,
     next_token: usize,
     scratch: Vec<u8>,
     /// Since when others say that this node's number is taken, and when somebody said so last.
@@ -167,6 +181,8 @@ impl Peers {
             unread: VecDeque::new(),
             registry,
             secret,
+            token: None,
+            guard: Guard::default(),
             next_token: FIRST_TOKEN + 1,
             scratch: vec![0; SCRATCH_BYTES],
             conflict: None,
@@ -175,6 +191,18 @@ impl Peers {
             strangers_quiet: (now.monotonic, 0),
             next_words: now.monotonic + SAY_AGAIN,
         })
+    }
+
+    /// Whom this node asks is given a join token from now on.
+    pub(crate) fn set_token(&mut self, token: Option<JoinToken>) {
+        self.token = token;
+    }
+
+    /// Ends the link with a node that is no member and was not let in.
+    pub(crate) fn let_go(&mut self, now: Now, node: NodeId, owner: &mut dyn Owner) {
+        if let Some(token) = self.up.get(&node).copied() {
+            self.give_up(now, token, "it is no member, and was not let in", owner);
+        }
     }
 
     /// Something happened to one of the tokens from [`FIRST_TOKEN`] on.
@@ -308,6 +336,10 @@ impl Peers {
 
     fn accept(&mut self, now: Now, owner: &mut dyn Owner) {
         while let Some(stream) = self.listener.as_mut().and_then(|door| door.accept(now.monotonic)) {
+            if source_of(&stream).is_some_and(|source| !self.guard.listens_to(now.monotonic, source)) {
+                self.not_listened_to(now, stream, owner);
+                continue;
+            }
             let handshake = PeerHandshake::accept(self.secret.clone(), owner.hello(), clock::random());
             let link = PeerLink::new(stream, handshake, BytesMut::new());
             if let Err(error) = self.admit(now, link, Origin::Accepted) {
@@ -326,6 +358,17 @@ impl Peers {
         }
     }
 
+    /// Refused without looking: too many failed attempts came from there.
+    fn not_listened_to(&mut self, now: Now, mut stream: TcpStream, owner: &mut dyn Owner) {
+        let mut out = BytesMut::new();
+        let why = "too many failed attempts came from this place: try later";
+        peer::refuse(Code::Throttled, why, &mut out);
+        // It hears why if its socket takes it at once.
+        let _heard = stream.write(&out).is_ok();
+        owner.turned_away(now, source_of(&stream), None, Code::Throttled);
+        self.turned_away(now, why);
+    }
+
     fn admit(&mut self, now: Now, mut link: PeerLink<TcpStream>, origin: Origin) -> io::Result<usize> {
         let token = self.next_token;
         self.next_token += 1;
@@ -342,7 +385,14 @@ impl Peers {
         let expected = if let Target::Node(node) = target { Some(node) } else { None };
         let mut first = BytesMut::new();
         let nonce = clock::random();
-        let handshake = PeerHandshake::dial(self.secret.clone(), owner.hello(), expected, nonce, &mut first);
+        let handshake = PeerHandshake::dial(
+            self.secret.clone(),
+            owner.hello(),
+            expected,
+            nonce,
+            self.token.clone(),
+            &mut first,
+        );
         let origin = Origin::Dialled { target, address, connected: false };
         let begun = TcpStream::connect(address)
             .and_then(|stream| self.admit(now, PeerLink::new(stream, handshake, first), origin));
@@ -425,9 +475,15 @@ impl Peers {
     /// Both ends have proven themselves. Is this a link?
     fn met(&mut self, now: Now, token: usize, hello: PeerHello, owner: &mut dyn Owner) {
         let me = owner.hello();
-        let Some(origin) = self.links.get(&token).map(|entry| entry.origin) else { return };
+        let Some(entry) = self.links.get(&token) else { return };
+        let origin = entry.origin;
+        if origin == Origin::Accepted
+            && let Some(source) = source_of(&entry.link.stream)
+        {
+            self.guard.succeeded(source);
+        }
         let verdict = self.judge(now, token, &me, &hello).and_then(|replaced| {
-            owner.admits(&hello)?;
+            owner.admits(now, &hello)?;
             Ok(replaced)
         });
         let replaced = match verdict {
@@ -539,6 +595,9 @@ impl Peers {
             }
             return;
         }
+        if code != Code::Busy {
+            owner.turned_away(now, source_of(&entry.link.stream), Some(hello.node), code);
+        }
         entry.link.refuse(code, message);
         self.write(now, token, owner);
         self.close(token);
@@ -556,6 +615,11 @@ impl Peers {
         self.write(now, token, owner);
         let Some(entry) = self.close(token) else { return };
         let Origin::Dialled { target, address, .. } = entry.origin else {
+            let source = source_of(&entry.link.stream);
+            if let (PeerError::WrongSecret, Some(source)) = (error, source) {
+                self.guard.failed(now.monotonic, source);
+            }
+            owner.turned_away(now, source, None, error.code());
             let from = entry.link.stream.peer_addr().map_or_else(|_| "?".into(), |from| from.to_string());
             return self.turned_away(now, &format!("{error}, from {from}"));
         };

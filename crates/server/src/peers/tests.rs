@@ -24,6 +24,7 @@ const SECRET: [u8; 32] = [7; 32];
 struct Recorder {
     hello: PeerHello,
     unwanted: Option<(NodeId, Code)>,
+    turned_away: Vec<Code>,
     events: Vec<PeerEvent>,
 }
 
@@ -32,11 +33,15 @@ impl Owner for Recorder {
         self.hello.clone()
     }
 
-    fn admits(&self, hello: &PeerHello) -> Result<(), (Code, String)> {
+    fn admits(&self, _: Now, hello: &PeerHello) -> Result<(), (Code, String)> {
         match self.unwanted {
             Some((node, code)) if node == hello.node => Err((code, "not here".into())),
             _ => Ok(()),
         }
+    }
+
+    fn turned_away(&mut self, _: Now, _: Option<Source>, _: Option<NodeId>, code: Code) {
+        self.turned_away.push(code);
     }
 
     fn hear(&mut self, _: Now, event: PeerEvent) {
@@ -58,6 +63,7 @@ fn hello(node: u16, peer: SocketAddr) -> PeerHello {
         gossip: String::new(),
         version: "test".into(),
         key: PeerHello::NO_KEY,
+        join: None,
     }
 }
 
@@ -86,7 +92,7 @@ impl Place {
     fn at(hello: PeerHello, address: SocketAddr, seeds: &[SocketAddr]) -> Self {
         let poll = Poll::new().unwrap();
         let clock = Clock::start();
-        let owner = Recorder { hello, unwanted: None, events: Vec::new() };
+        let owner = Recorder { hello, unwanted: None, turned_away: Vec::new(), events: Vec::new() };
         let registry = poll.registry().try_clone().unwrap();
         let secret = MacKey::new(SECRET);
         let peers = Peers::start(registry, Some(address), seeds, secret, &owner, clock.now()).unwrap();
@@ -178,7 +184,7 @@ impl Puppet {
     fn dial(to: SocketAddr, me: PeerHello) -> Result<Self, PeerError> {
         let mut puppet = Self::of(net::TcpStream::connect(to).unwrap());
         let mut first = BytesMut::new();
-        let handshake = PeerHandshake::dial(MacKey::new(SECRET), me, None, [3; 32], &mut first);
+        let handshake = PeerHandshake::dial(MacKey::new(SECRET), me, None, [3; 32], None, &mut first);
         puppet.meet(handshake, first).map(|_| puppet)
     }
 

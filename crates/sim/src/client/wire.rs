@@ -2,6 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use swarmmq_protocol::{
+    access::ROOT,
     frame::{self, FrameHeader, FrameKind, FrameReader, Ping},
     mac::MacKey,
     session::{
@@ -36,7 +37,7 @@ impl Wire {
     /// Begins the handshake.
     pub(super) fn dialled(connection: u64, token: MacKey, nonce: [u8; 32]) -> Self {
         let mut out = BytesMut::new();
-        let handshake = Some(ClientHandshake::start(token, "simulated", nonce, &mut out));
+        let handshake = Some(ClientHandshake::start(token, ROOT, nonce, &mut out));
         let mut reader = FrameReader::new();
         reader.set_authenticated();
         Self { connection, out, handshake, silence: Silence::new(Instant(0)), reader }

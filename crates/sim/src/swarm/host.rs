@@ -13,6 +13,7 @@ use swarmmq_protocol::{
     mac::MacKey,
     node_key::NodeSecret,
     packet::Class,
+    session::guard::Source,
 };
 use swarmmq_seal::ClientKeyring;
 
@@ -119,6 +120,7 @@ impl Host {
             boot: 0,
             founder: index == 0,
             replicas: plan.replicas,
+            open_join: true,
             roles: planned.roles,
             addresses: Addresses {
                 client: if planned.roles & ROLE_INGRESS != 0 {
@@ -292,7 +294,9 @@ impl Swarm {
         match arrival {
             Arrival::Input(input) | Arrival::Packet { input, .. } => node.handle(now, input),
             Arrival::Connected { connection, nonce } => {
-                node.handle(now, Input::Connected { connection: ConnectionId(connection), nonce });
+                // Wherever clients come from: nobody here fails to authenticate.
+                let (connection, source) = (ConnectionId(connection), Source::default());
+                node.handle(now, Input::Connected { connection, nonce, source });
             }
             Arrival::Disconnected { connection } => {
                 node.handle(now, Input::Disconnected { connection: ConnectionId(connection) });

@@ -157,7 +157,8 @@ impl Swarm {
         }
         let (Some(node_a), Some(node_b)) = (&self.hosts[a].node, &self.hosts[b].node) else { return };
         let (hello_a, hello_b) = (node_a.hello(), node_b.hello());
-        if node_a.admits(&hello_b).is_err() || node_b.admits(&hello_a).is_err() {
+        let (now_a, now_b) = (self.hosts[a].clock.now(self.at), self.hosts[b].clock.now(self.at));
+        if node_a.admits(now_a, &hello_b).is_err() || node_b.admits(now_b, &hello_a).is_err() {
             self.note("not admitted", a as u64, b as u64, 0);
             self.try_soon(pair);
             return;
