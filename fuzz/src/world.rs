@@ -14,7 +14,7 @@ use swarmmq_protocol::{
     id::{Address, ClusterId, KeyId, KeyRenewal, NodeId, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
     mac::{self, MacKey},
     node_key::NodeSecret,
-    session::handshake::ClientHandshake,
+    session::{guard::Source, handshake::ClientHandshake},
     time::{Instant, WallTime},
 };
 
@@ -32,6 +32,7 @@ pub fn config() -> Config {
         incarnation: 9,
         boot: 1,
         founder: true,
+        open_join: true,
         replicas: 1,
         roles: 7,
         addresses: Addresses::default(),
@@ -195,7 +196,7 @@ impl World {
         self.connections += 1;
         let connection = ConnectionId(self.connections);
         self.inboxes.insert(connection, Vec::new());
-        self.input(Input::Connected { connection, nonce: [3; 32] });
+        self.input(Input::Connected { connection, source: Source([7; 16]), nonce: [3; 32] });
         connection
     }
 

@@ -1,5 +1,5 @@
 //! `keys`: makes keyrings, and changes them while clients run: the next payload key, its way to other keyrings, the end of
-//! an old one. Keyrings are files; no node is asked.
+//! an old one, whom clients believe. Keyrings are files; no node is asked.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
 use swarmmq_protocol::{id::KeyId, time::WallTime};
-use swarmmq_seal::{ChangeError, ClientKeyring, Imported, KeyState, KeyringError};
+use swarmmq_seal::{ChangeError, ClientKeyring, Imported, KeyState, KeyringError, Trust};
 
 use crate::{
     discover::{Target, load_keyring},
@@ -27,6 +27,27 @@ const SEALING_AGE_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Time for which messages are taken to wait, unless it is said.
 const RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// How clients know that they speak with a node of their cluster.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct TrustArgs {
+    /// By a certificate from an authority in this file, as `certs init` writes it
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure_plaintext")]
+    ca: Option<PathBuf>,
+    /// Not at all: no encryption, and only on loopback
+    #[arg(long)]
+    insecure_plaintext: bool,
+}
+
+impl TrustArgs {
+    fn read(&self) -> Outcomes<Trust> {
+        Ok(match &self.ca {
+            Some(path) => Trust::Authorities(crate::certs::read_authorities(path)?),
+            None if self.insecure_plaintext => Trust::InsecurePlaintext,
+            None => Trust::Unsaid,
+        })
+    }
+}
+
 /// What to do with keyrings. All but `generate` mean the client keyring of `--keyring`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeysCommand {
@@ -35,6 +56,13 @@ pub(crate) enum KeysCommand {
         /// Into this directory
         #[arg(long)]
         out: PathBuf,
+        #[command(flatten)]
+        trust: TrustArgs,
+    },
+    /// Say in the keyring how nodes are known
+    Trust {
+        #[command(flatten)]
+        trust: TrustArgs,
     },
     /// Which payload keys there are, and which one seals
     Ls,
@@ -77,9 +105,10 @@ fn random(bytes: &mut [u8]) {
 }
 
 /// Writes `client.keyring` and `node.keyring` into `directory`.
-pub(crate) fn generate(directory: &Path) -> Outcomes<()> {
+pub(crate) fn generate(directory: &Path, trust: Trust) -> Outcomes<()> {
     let unlucky = |error: KeyringError| Failure::local(error.to_string(), "try again");
     let keyring = ClientKeyring::generate(parse::now(), &mut random).map_err(unlucky)?;
+    let keyring = keyring.with_trust(trust).map_err(unfit)?;
     let for_nodes = keyring.to_node_text(&mut random).map_err(unlucky)?;
     fs::create_dir_all(directory).map_err(|error| {
         Failure::local(
@@ -99,6 +128,10 @@ pub(crate) fn generate(directory: &Path) -> Outcomes<()> {
     let client = directory.join("client.keyring");
     write(&client, keyring.to_text().as_bytes())?;
     write(&directory.join("node.keyring"), for_nodes.as_bytes()).inspect_err(|_| take_back(&client))
+}
+
+fn unfit(error: KeyringError) -> Failure {
+    Failure::usage(error.to_string(), "give the ca.pem that `swarmmq certs init` wrote")
 }
 
 /// Half a pair would be in the way of the next attempt.
@@ -126,7 +159,8 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Outcomes<()> {
 /// The command.
 pub(crate) fn run(command: &KeysCommand, target: &Target, as_json: bool) -> Outcomes<u8> {
     match command {
-        KeysCommand::Generate { out } => make(out, as_json),
+        KeysCommand::Generate { out, trust } => make(out, trust.read()?, as_json),
+        KeysCommand::Trust { trust } => trust_nodes(target, trust, as_json),
         KeysCommand::Ls => list(target, as_json),
         KeysCommand::Rotate { activates_in } => rotate(target, *activates_in, as_json),
         KeysCommand::Retire { id, older_than, force } => {
@@ -137,14 +171,40 @@ pub(crate) fn run(command: &KeysCommand, target: &Target, as_json: bool) -> Outc
     }
 }
 
-fn make(directory: &Path, as_json: bool) -> Outcomes<u8> {
-    generate(directory)?;
+/// `keys trust`: replaces what a client keyring says about how nodes are known.
+fn trust_nodes(target: &Target, args: &TrustArgs, as_json: bool) -> Outcomes<u8> {
+    let trust = args.read()?;
+    if trust == Trust::Unsaid {
+        let what = "--ca or --insecure-plaintext is missing";
+        return Err(Failure::usage(what, "see `swarmmq keys trust --help`"));
+    }
+    let encrypted = matches!(trust, Trust::Authorities(_));
+    let path = target.keyring_path()?;
+    let edit = Edit::begin(&path)?;
+    let changed = edit.keyring.with_trust(trust).map_err(unfit)?;
+    edit.finish(&changed)?;
+    if as_json {
+        print(&json!({"keyring": path, "tls": encrypted}));
+    } else if encrypted {
+        say(format!("{path}: trusts nodes with a certificate from this authority"));
+    } else {
+        say(format!("{path}: plain text, on loopback only"));
+    }
+    Ok(0)
+}
+
+fn make(directory: &Path, trust: Trust, as_json: bool) -> Outcomes<u8> {
+    let is_unsaid = trust == Trust::Unsaid;
+    generate(directory, trust)?;
     let (client, node) = (directory.join("client.keyring"), directory.join("node.keyring"));
     if as_json {
         print(&json!({"client": client, "node": node}));
     } else {
         say(format!("{}: for producers and consumers; whoever has it can read and write", client.display()));
         say(format!("{}: for the nodes of one cluster; it opens no message", node.display()));
+        if is_unsaid {
+            say("clients do not know yet whom to trust: `swarmmq keys trust --keyring FILE --ca ca.pem`");
+        }
     }
     Ok(0)
 }

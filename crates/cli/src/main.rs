@@ -4,6 +4,7 @@ mod access;
 mod acks;
 mod address;
 mod bench;
+mod certs;
 mod demo;
 mod dev;
 mod discover;
@@ -80,6 +81,9 @@ enum Command {
     /// Load, with a check for loss, duplicates and order
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Certificates: who is a node
+    #[command(subcommand)]
+    Certs(certs::CertsCommand),
     /// Keyrings
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -167,6 +171,7 @@ fn run(cli: &Cli) -> Outcomes<u8> {
         Command::Bench(BenchCommand::Routing(args)) => bench::routing::run(args, target, json),
         Command::Bench(BenchCommand::E2e(args)) => bench::run(args, target, json),
         Command::Bench(BenchCommand::Connections(args)) => bench::connections::run(args, target, json),
+        Command::Certs(command) => certs::run(command, json),
         Command::Keys(command) => keys::run(command, target, json),
         Command::Init { config, open_join } => {
             node::refuse_keyring(target).and_then(|()| node::init(config, *open_join, json))

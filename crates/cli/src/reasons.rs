@@ -59,6 +59,10 @@ fn hint(error: &Error) -> String {
         Error::Unreachable { .. } => {
             "start the cluster (`swarmmq dev up` for a local one, `swarmmq node` for others), or correct --servers"
         }
+        Error::Untrusted { error, .. } => error.hint(),
+        Error::Trust(_) => {
+            "`swarmmq keys trust --keyring FILE --ca ca.pem` adds the cluster's authority; for tests on loopback, `insecure_plaintext = true` in the keyring"
+        }
         Error::Failed { code, .. } => next_step(*code),
         Error::Unknown { .. } => {
             "it may have happened: look before doing it again (`swarmmq recv --peek`, `address info`, `status`)"

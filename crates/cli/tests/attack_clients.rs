@@ -60,7 +60,7 @@ fn count(dev: &Dev, address: &str) -> usize {
 /// S1. What a length claims is not allocated before it has come, neither for strangers nor for clients, at either port.
 #[test]
 fn lengths_that_lie_cost_nothing() {
-    let dev = Dev::up();
+    let dev = Dev::up_in_plain_text();
     let keyring = keyring(&dev);
     serves(&dev);
     let before = resident_bytes(dev.pid());
@@ -105,7 +105,7 @@ fn lengths_that_lie_cost_nothing() {
 /// MAC good again, the receiver refuses it.
 #[test]
 fn every_bit_of_a_message_counts() {
-    let dev = Dev::up();
+    let dev = Dev::up_in_plain_text();
     let (keyring, admission) = (keyring(&dev), admission_key(&dev));
     let mut attacker = Attacker::client(&dev.node("client"), &keyring);
     let mut forger = Forger::new(&mut attacker, &keyring, "bits", 40);
@@ -148,7 +148,7 @@ fn every_bit_of_a_message_counts() {
 /// S6. A million random forgeries of messages, most of them with a good length, against both checks.
 #[test]
 fn no_forgery_of_a_million_is_taken() {
-    let dev = Dev::up();
+    let dev = Dev::up_in_plain_text();
     let (keyring, admission) = (keyring(&dev), admission_key(&dev));
     let mut attacker = Attacker::client(&dev.node("client"), &keyring);
     let sealed = Forger::new(&mut attacker, &keyring, "forged", 41).seal(&[7; 40]);
@@ -186,7 +186,7 @@ fn no_forgery_of_a_million_is_taken() {
 /// S7. The same bytes again, whoever brings them and whenever, are no second message.
 #[test]
 fn bytes_that_come_again_have_no_effect() {
-    let dev = Dev::up();
+    let dev = Dev::up_in_plain_text();
     let keyring = keyring(&dev);
     let mut attacker = Attacker::client(&dev.node("client"), &keyring);
     let mut forger = Forger::new(&mut attacker, &keyring, "again", 42);
@@ -229,7 +229,7 @@ fn bytes_that_come_again_have_no_effect() {
 /// S8. The ciphertext of one message under the header of another, its MAC made good: a node cannot see it, a receiver does.
 #[test]
 fn what_is_cut_and_pasted_does_not_open() {
-    let dev = Dev::up();
+    let dev = Dev::up_in_plain_text();
     let (keyring, admission) = (keyring(&dev), admission_key(&dev));
     let mut attacker = Attacker::client(&dev.node("client"), &keyring);
     let mut messages = Vec::new();
@@ -261,7 +261,7 @@ fn what_is_cut_and_pasted_does_not_open() {
 /// S11. Keys of zeros are refused where they would be used, and a wrong one opens nothing.
 #[test]
 fn keys_of_zeros_and_wrong_keys_open_nothing() {
-    let dev = Dev::up();
+    let dev = Dev::up_in_plain_text();
     let keyring = keyring(&dev);
     let text = fs::read_to_string(dev.directory().join("client.keyring")).unwrap();
     let mut attacker = Attacker::client(&dev.node("client"), &keyring);
@@ -282,7 +282,7 @@ fn keys_of_zeros_and_wrong_keys_open_nothing() {
 /// S18. Somebody with a token who wants everything there is: producers, addresses, messages that nobody takes.
 #[test]
 fn greed_is_bounded() {
-    let dev = Dev::up();
+    let dev = Dev::up_in_plain_text();
     let keyring = keyring(&dev);
     let mut attacker = Attacker::client(&dev.node("client"), &keyring);
     for number in 0..2_000_u128 {
@@ -313,7 +313,7 @@ fn greed_is_bounded() {
 /// S19. Every frame in every state, whole, cut at every byte, and with what follows it swapped: an answer or an end, no panic.
 #[test]
 fn every_frame_in_every_state_has_an_answer_or_an_end() {
-    let dev = Dev::up();
+    let dev = Dev::up_in_plain_text();
     let keyring = keyring(&dev);
     let mut stories = 0;
     for frame in recorded() {
@@ -363,7 +363,7 @@ fn every_frame_in_every_state_has_an_answer_or_an_end() {
 /// S20. Who poisons its own numbers hurts itself alone.
 #[test]
 fn a_poisoned_sequence_hurts_nobody_else() {
-    let dev = Dev::up();
+    let dev = Dev::up_in_plain_text();
     let keyring = keyring(&dev);
     let mut attacker = Attacker::client(&dev.node("client"), &keyring);
     let mut honest = Forger::new(&mut attacker, &keyring, "numbers", 50);

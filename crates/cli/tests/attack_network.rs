@@ -44,7 +44,7 @@ fn honest_p99(dev: &Dev, beside: impl FnOnce(Instant)) -> f64 {
 /// S3. Thousands of strangers that say a byte now and then are gone after two seconds each, and cost others little.
 #[test]
 fn slow_strangers_are_closed_and_cost_little() {
-    let dev = Dev::up();
+    let dev = Dev::up_in_plain_text();
     let alone = honest_p99(&dev, |_| {});
     let (strangers, before) = (if measures() { 5_000 } else { 500 }, resident_bytes(dev.pid()));
     let (mut closed, mut most) = (0, before);
@@ -228,7 +228,7 @@ fn gossip_that_comes_again_is_not_taken() {
 /// S4. Connections that say nothing at all, at every TCP port: descriptors come back, others are served.
 #[test]
 fn silent_connections_leave_nothing_behind() {
-    let dev = Dev::up();
+    let dev = Dev::up_in_plain_text();
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", dev.pid())).unwrap().count();
     let before = descriptors();
     let mut open = Vec::new();

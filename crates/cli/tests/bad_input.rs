@@ -35,7 +35,7 @@ fn altered(dev: &Dev, name: &str) -> String {
 fn node_file(dev: &Dev, name: &str, extra: &str) -> String {
     let folder = dev.path(name);
     if !dev.path("keys").exists() {
-        ok(&dev.run(&["keys", "generate", "--out", "keys"]));
+        ok(&dev.run(&["keys", "generate", "--out", "keys", "--insecure-plaintext"]));
     }
     fs::create_dir_all(&folder).unwrap();
     let listen = if extra.contains("[listen]") {
@@ -45,7 +45,7 @@ fn node_file(dev: &Dev, name: &str, extra: &str) -> String {
         let port = |at: usize| free[at].local_addr().unwrap();
         let (client, admin, peer) = (port(0), port(1), port(2));
         format!(
-            "[listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n"
+            "[listen]\ninsecure_plaintext = true\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n"
         )
     };
     let text = format!(
@@ -180,7 +180,7 @@ fn a_local_cluster_that_lost_its_description_is_not_made_anew_over_its_data() {
 #[test]
 fn a_keyring_that_cannot_be_read_is_told_from_one_that_is_damaged() {
     let dev = Dev::nothing();
-    ok(&dev.run(&["keys", "generate", "--out", "keys"]));
+    ok(&dev.run(&["keys", "generate", "--out", "keys", "--insecure-plaintext"]));
     let good = fs::read(dev.path("keys/client.keyring")).unwrap();
     fs::write(dev.path("cut.keyring"), &good[..good.len() / 2]).unwrap();
     fs::write(dev.path("noise.keyring"), [0xff; 100]).unwrap();
@@ -387,9 +387,9 @@ fn a_mistake_in_node_toml_is_named_with_its_line_and_what_was_meant() {
         ("nothing", "[metrics]\nport = 1\n", "unknown field `metrics`", "docs/operating/README.md"),
         (
             "host",
-            "[listen]\nclient = \"0.0.0.0:1\"\n",
+            "[listen]\ninsecure_plaintext = true\nclient = \"0.0.0.0:1\"\n",
             "is not on loopback",
-            "until connections are encrypted",
+            "plain text works on loopback only",
         ),
         ("role", "roles = [\"boss\"]\n", "node.roles names \"boss\"", "roles are ingress, router, store"),
     ] {

@@ -30,9 +30,31 @@ impl<'a> Node<'a> {
         let free = [0; 3].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
         let [client, admin, peer] = free.map(|listener| listener.local_addr().unwrap().to_string());
         fs::create_dir_all(dev.path(name)).unwrap();
+        let ca = dev.directory().join("ca.pem");
+        // Beside a cluster that speaks TLS it does so too, with a certificate of the same authority.
+        let (listen, tls) = if ca.exists() {
+            let number = id.to_string();
+            let issue = [
+                "certs",
+                "issue",
+                "--ca",
+                ".swarmmq",
+                "--out",
+                name,
+                "--node",
+                &number,
+                "--hosts",
+                "127.0.0.1",
+            ];
+            ok(&dev.run(&issue));
+            let files = format!("certificate = \"node-{id}.pem\"\nkey = \"node-{id}.key\"\nca = {ca:?}\n");
+            (String::new(), format!("[tls]\n{files}"))
+        } else {
+            ("insecure_plaintext = true\n".to_owned(), String::new())
+        };
         let text = format!(
             "[node]\nid = {id}\ndata = \"data\"\nkeyring = \"{keys}\"\n\
-             [listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n\
+             [listen]\n{listen}client = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n{tls}\
              [cluster]\nseeds = {seeds:?}\n"
         );
         fs::write(dev.path(name).join("node.toml"), text).unwrap();
@@ -78,7 +100,7 @@ impl<'a> Node<'a> {
 /// A directory with keys, as `keys generate` makes them.
 fn with_keys() -> Dev {
     let dev = Dev::nothing();
-    ok(&dev.run(&["keys", "generate", "--out", "keys"]));
+    ok(&dev.run(&["keys", "generate", "--out", "keys", "--insecure-plaintext"]));
     dev
 }
 
@@ -130,7 +152,7 @@ fn a_number_that_is_taken_ends_the_second_process_and_harms_nobody() {
 #[test]
 fn other_keys_are_found_out_and_nothing_is_learned() {
     let dev = Dev::up();
-    ok(&dev.run(&["keys", "generate", "--out", "keys"]));
+    ok(&dev.run(&["keys", "generate", "--out", "keys", "--insecure-plaintext"]));
     let peer = dev.node("peer");
     let stranger = Node::new(&dev, "stranger", 2, KEYS, &[&peer]);
     let process = stranger.start();

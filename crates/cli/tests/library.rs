@@ -10,7 +10,7 @@ use std::{
 
 use swarmmq_client::{KeyLimits, Message, Options, ProducerOptions, SubscribeOptions, SwarmMq};
 use swarmmq_protocol::{admin::Order, time::WallTime};
-use swarmmq_seal::ClientKeyring;
+use swarmmq_seal::{ClientKeyring, Trust};
 
 struct Node {
     _directory: tempfile::TempDir,
@@ -38,6 +38,7 @@ fn start() -> Node {
         }
     };
     let keyring = ClientKeyring::generate(WallTime(1), &mut random).unwrap();
+    let keyring = keyring.with_trust(Trust::InsecurePlaintext).unwrap();
     write(&directory.path().join("node.keyring"), &keyring.to_node_text(&mut random).unwrap());
     let client = format!("127.0.0.1:{}", free_port());
     let admin = format!("127.0.0.1:{}", free_port());
@@ -45,7 +46,7 @@ fn start() -> Node {
     let config = write(
         &directory.path().join("node.toml"),
         &format!(
-            "[node]\nid = 1\ndata = \"data\"\nkeyring = \"node.keyring\"\n[listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n"
+            "[node]\nid = 1\ndata = \"data\"\nkeyring = \"node.keyring\"\n[listen]\ninsecure_plaintext = true\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n"
         ),
     );
     swarmmq_server::init(&config, false).unwrap();

@@ -310,11 +310,11 @@ fn sigterm_drains_and_clients_go_on_when_the_node_is_back() {
 #[test]
 fn a_node_of_its_own_is_made_run_and_stopped_by_hand() {
     let dev = Dev::nothing();
-    ok(&dev.run(&["keys", "generate", "--out", "keys"]));
+    ok(&dev.run(&["keys", "generate", "--out", "keys", "--insecure-plaintext"]));
     let free = [0; 3].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     let [client, admin, peer] = free.map(|listener| listener.local_addr().unwrap().to_string());
     let text = format!(
-        "[node]\nid = 7\ndata = \"data\"\nkeyring = \"keys/node.keyring\"\n[listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n"
+        "[node]\nid = 7\ndata = \"data\"\nkeyring = \"keys/node.keyring\"\n[listen]\ninsecure_plaintext = true\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n"
     );
     fs::write(dev.path("node.toml"), text).unwrap();
     let made = last(&dev.run(&["init", "--config", "node.toml", "--json"]));

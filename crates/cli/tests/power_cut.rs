@@ -94,12 +94,12 @@ struct Node {
 impl Node {
     fn new(data: PathBuf) -> Self {
         let dev = Dev::nothing();
-        ok(&dev.run(&["keys", "generate", "--out", "keys"]));
+        ok(&dev.run(&["keys", "generate", "--out", "keys", "--insecure-plaintext"]));
         let free: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let address = |n: usize| free[n].local_addr().unwrap().to_string();
         let (client, admin, peer) = (address(0), address(1), address(2));
         let text = format!(
-            "[node]\nid = 1\ndata = {data:?}\nkeyring = \"keys/node.keyring\"\n[listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n"
+            "[node]\nid = 1\ndata = {data:?}\nkeyring = \"keys/node.keyring\"\n[listen]\ninsecure_plaintext = true\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n"
         );
         fs::write(dev.path("node.toml"), text).unwrap();
         drop(free);

@@ -1,7 +1,9 @@
-//! One TCP connection, authenticated: bytes to frames, frames to bytes.
+//! One TCP connection, encrypted and authenticated: bytes to frames, frames to bytes.
 
 use std::{
-    io,
+    io::{self, Read, Write},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -15,7 +17,8 @@ use swarmmq_protocol::{
         silence::{Bounds, Silence, Verdict},
     },
 };
-use swarmmq_seal::ClientKeyring;
+use swarmmq_seal::{ClientKeyring, Trust};
+use swarmmq_tls::{Connector, Stream, TlsError};
 use tokio::{
     io::Interest,
     net::TcpStream,
@@ -27,6 +30,79 @@ use crate::{Error, driver::Clock};
 /// Time for one attempt, from the first packet to the proof of both ends.
 pub(crate) const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 const READ_BYTES: usize = 128 << 10;
+
+/// First two bytes of an alert (RFC 8446, 5.1), which no frame begins with: what a TLS port says to plain text.
+const TLS_ALERT: [u8; 2] = [21, 3];
+
+/// As whom to connect, and whom to believe.
+#[derive(Clone, Debug)]
+pub(crate) struct Access {
+    keyring: ClientKeyring,
+    security: Security,
+}
+
+#[derive(Clone, Debug)]
+enum Security {
+    InsecurePlaintext,
+    Tls(Arc<Connector>),
+}
+
+impl Access {
+    /// As the keyring says.
+    pub(crate) fn new(keyring: &ClientKeyring) -> Result<Self, Error> {
+        let security = match keyring.trust() {
+            Trust::InsecurePlaintext => Security::InsecurePlaintext,
+            Trust::Authorities(pem) => {
+                let connector = Connector::new(pem.as_bytes(), None);
+                Security::Tls(Arc::new(connector.map_err(|error| Error::Trust(error.to_string()))?))
+            }
+            Trust::Unsaid => return Err(Error::Trust("it names no authority to know nodes by".into())),
+        };
+        Ok(Self { keyring: keyring.clone(), security })
+    }
+
+    /// Whether this address may be tried at all: plain text is not even offered beyond loopback.
+    fn check(&self, server: &str) -> Result<(), ConnectError> {
+        let address = server.parse::<SocketAddr>().map(|address| address.ip());
+        match (&self.security, address) {
+            (Security::InsecurePlaintext, Ok(ip)) if !ip.is_loopback() => Err(not_on_loopback(server)),
+            _ => Ok(()),
+        }
+    }
+
+    fn secure(&self, server: &str, socket: TcpStream) -> Result<Stream<Socket>, ConnectError> {
+        let peer: IpAddr = socket.peer_addr()?.ip();
+        match &self.security {
+            Security::Tls(connector) => {
+                let host = server.rsplit_once(':').map_or(server, |(host, _)| host);
+                connector.connect(Socket(socket), host).map_err(|error| untrusted(server, error))
+            }
+            Security::InsecurePlaintext if peer.is_loopback() => Ok(Stream::plain(Socket(socket))),
+            // A name that led elsewhere.
+            Security::InsecurePlaintext => Err(not_on_loopback(server)),
+        }
+    }
+}
+
+/// A socket of the runtime that never blocks.
+#[derive(Debug)]
+struct Socket(TcpStream);
+
+impl Read for Socket {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(into)
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// Why a connection attempt failed.
 #[derive(Debug)]
@@ -46,7 +122,7 @@ impl From<io::Error> for ConnectError {
 /// An open connection.
 pub(crate) struct Connection {
     server: String,
-    stream: TcpStream,
+    stream: Stream<Socket>,
     reader: FrameReader,
     /// What waits to be written. Bounded by what makes it: windows, credit, and questions that somebody awaits.
     pub(crate) out: BytesMut,
@@ -59,15 +135,17 @@ impl Connection {
     /// Connects and proves both ends, at the latest at `deadline`.
     pub(crate) async fn open(
         server: String,
-        keyring: ClientKeyring,
+        access: Access,
         deadline: Instant,
         clock: Clock,
     ) -> Result<(Self, ClientReady), ConnectError> {
+        access.check(&server)?;
         let late = |_| ConnectError::Io(format!("{server} does not answer"));
         let failed = |error: io::Error| ConnectError::Io(format!("{server}: {error}"));
         let stream =
             timeout_at(deadline, TcpStream::connect(&server)).await.map_err(late)?.map_err(failed)?;
         stream.set_nodelay(true)?;
+        let stream = access.secure(&server, stream)?;
         let mut connection = Self {
             server: server.clone(),
             stream,
@@ -77,22 +155,39 @@ impl Connection {
             clock,
             silence: Silence::new(clock.now()),
         };
-        let ready = timeout_at(deadline, connection.handshake(&keyring)).await.map_err(late)??;
+        let ready = timeout_at(deadline, connection.handshake(&access)).await.map_err(late)??;
         connection.silence = Silence::new(clock.now());
         Ok((connection, ready))
     }
 
-    async fn handshake(&mut self, keyring: &ClientKeyring) -> Result<ClientReady, ConnectError> {
-        let (token, principal) = (keyring.access_token(), keyring.principal());
+    async fn handshake(&mut self, access: &Access) -> Result<ClientReady, ConnectError> {
+        let server = self.server.clone();
+        let failed = |error: io::Error| match TlsError::of(&error) {
+            Some(failure) => untrusted(&server, failure.clone()),
+            None => ConnectError::from(error),
+        };
+        while !self.stream.handshake().map_err(failed)? {
+            if self.stream.has_unsent() {
+                self.stream.socket().0.writable().await?;
+            } else {
+                self.stream.socket().0.readable().await?;
+            }
+        }
+        let (token, principal) = (access.keyring.access_token(), access.keyring.principal());
         let mut handshake = ClientHandshake::start(token, principal, crate::random(), &mut self.out);
         loop {
             while self.has_output() {
-                self.stream.writable().await?;
-                self.write()?;
+                self.stream.socket().0.writable().await?;
+                self.write().map_err(failed)?;
             }
-            self.stream.readable().await?;
-            if !self.read()? {
+            if !self.stream.has_more() {
+                self.stream.socket().0.readable().await?;
+            }
+            if !self.read().map_err(failed)? {
                 return Err(ConnectError::Io("the server closed the connection".into()));
+            }
+            if !self.stream.is_encrypted() && self.reader.buffer().starts_with(&TLS_ALERT) {
+                return Err(untrusted(&server, TlsError::SpeaksTls));
             }
             while let Some((header, body)) =
                 self.next_frame().map_err(|error| ConnectError::Io(error.to_string()))?
@@ -101,6 +196,7 @@ impl Connection {
                     Ok(None) => {}
                     Ok(Some(ready)) => {
                         self.reader.set_authenticated();
+                        self.stream.trust();
                         return Ok(ready);
                     }
                     Err(error) => return Err(refusal(error)),
@@ -111,15 +207,19 @@ impl Connection {
 
     /// Waits until the socket can be read, or written if there is output.
     pub(crate) async fn ready(&self) -> io::Result<()> {
+        if self.stream.has_more() {
+            return Ok(());
+        }
         let interest =
             if self.has_output() { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
-        self.stream.ready(interest).await.map(|_| ())
+        self.stream.socket().0.ready(interest).await.map(|_| ())
     }
 
     /// The same, for whoever waits for several at a time: only the latest waker is remembered.
     pub(crate) fn poll_ready(&self, context: &mut Context<'_>) -> Poll<()> {
-        let readable = self.stream.poll_read_ready(context).is_ready();
-        let writable = self.has_output() && self.stream.poll_write_ready(context).is_ready();
+        let socket = &self.stream.socket().0;
+        let readable = self.stream.has_more() || socket.poll_read_ready(context).is_ready();
+        let writable = self.has_output() && socket.poll_write_ready(context).is_ready();
         if readable || writable { Poll::Ready(()) } else { Poll::Pending }
     }
 
@@ -145,7 +245,7 @@ impl Connection {
     /// Reads what is there. False: the peer closed.
     pub(crate) fn read(&mut self) -> io::Result<bool> {
         loop {
-            match self.stream.try_read(&mut self.scratch) {
+            match self.stream.read(&mut self.scratch) {
                 Ok(0) => return Ok(false),
                 Ok(count) => {
                     self.silence.heard(self.clock.now());
@@ -179,7 +279,7 @@ impl Connection {
     }
 
     pub(crate) fn has_output(&self) -> bool {
-        !self.out.is_empty()
+        !self.out.is_empty() || self.stream.has_unsent()
     }
 
     /// Something other than a question or its answer is being sent.
@@ -195,15 +295,34 @@ impl Connection {
     /// Writes what the socket takes.
     pub(crate) fn write(&mut self) -> io::Result<()> {
         while !self.out.is_empty() {
-            match self.stream.try_write(&self.out) {
+            match self.stream.write(&self.out) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => self.out.advance(count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        match self.stream.flush() {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(()),
+        }
     }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.stream.close();
+    }
+}
+
+fn not_on_loopback(server: &str) -> ConnectError {
+    let why = format!("it says insecure_plaintext, and {server} is not on loopback");
+    ConnectError::Refused(Error::Trust(why))
+}
+
+/// A node that is not believed, or does not believe: trying again does not help, another server may.
+fn untrusted(server: &str, error: TlsError) -> ConnectError {
+    ConnectError::Refused(Error::Untrusted { server: server.to_owned(), error })
 }
 
 fn refusal(error: HandshakeError) -> ConnectError {

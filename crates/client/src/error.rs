@@ -7,6 +7,7 @@ use swarmmq_protocol::{
     id::NameError,
 };
 use swarmmq_seal::{OpenError, SealError};
+use swarmmq_tls::TlsError;
 
 /// Why a call did not do what it should. [`Error::outcome`] tells whether it may have happened all the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,16 @@ pub enum Error {
         /// What the last attempt said.
         last: String,
     },
+    /// A server is not a node of the cluster that the keyring is for, or its certificate cannot prove it, or it speaks no TLS.
+    /// Nothing was sent. Blame: certificates, the keyring, or whoever poses as a node.
+    Untrusted {
+        /// Who was tried last.
+        server: String,
+        /// Why it is not believed.
+        error: TlsError,
+    },
+    /// The keyring does not say how nodes are known, or what it says cannot be used. Nothing was tried. Blame: configuration.
+    Trust(String),
     /// The cluster said no, or the deadline passed before anything was sent that could change something. Nothing changed and
     /// nothing will. Blame: the code tells; with `deadline` the cluster, or the way to it.
     Failed {
@@ -83,6 +94,8 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Unreachable { .. } => "unreachable",
+            Self::Untrusted { .. } => "untrusted",
+            Self::Trust(_) => "no_trust",
             Self::Failed { code, .. } | Self::Unknown { code, .. } => code.text(),
             Self::Name { .. } => "invalid_name",
             Self::Seal(_) => "too_large",
@@ -106,7 +119,8 @@ impl Error {
         match self {
             Self::Unreachable { .. } => 3,
             Self::Unknown { .. } => 5,
-            Self::Name { .. } => 2,
+            Self::Name { .. } | Self::Trust(_) => 2,
+            Self::Untrusted { .. } => 4,
             Self::Seal(_) => 6,
             Self::Open { .. } => 4,
             Self::Keyring { .. } => 7,
@@ -130,6 +144,8 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable { servers, last } => write!(f, "no server of {servers} can be reached: {last}"),
+            Self::Untrusted { server, error } => write!(f, "{server} is not trusted: {error}"),
+            Self::Trust(why) => write!(f, "the keyring does not say how this node is known: {why}"),
             Self::Failed { code: Code::Deadline, message } if !message.is_empty() => f.write_str(message),
             Self::Failed { code, message } if message.is_empty() => write!(f, "refused: {code}"),
             Self::Failed { message, .. } => write!(f, "refused: {message}"),
@@ -155,8 +171,10 @@ impl std::error::Error for Error {
             Self::Name { error, .. } => Some(error),
             Self::Seal(error) => Some(error),
             Self::Open { error, .. } => Some(error),
+            Self::Untrusted { error, .. } => Some(error),
             Self::Unreachable { .. }
             | Self::Keyring { .. }
+            | Self::Trust(_)
             | Self::Failed { .. }
             | Self::Unknown { .. }
             | Self::LeaseLost
@@ -193,6 +211,8 @@ mod tests {
             (failed(Code::Deadline), 3),
             (failed(Code::NoSuchGroup), 1),
             (Error::LeaseLost, 1),
+            (Error::Trust("nothing".into()), 2),
+            (Error::Untrusted { server: "a:1".into(), error: TlsError::UnknownAuthority }, 4),
         ] {
             assert_eq!(error.exit_code(), exit, "{error}");
         }

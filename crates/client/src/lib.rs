@@ -58,10 +58,16 @@ pub use swarmmq_protocol::{
     policy::{self, Policy},
     time::WallTime,
 };
-pub use swarmmq_seal::{ClientKeyring, KeyLimits, KeyState, LoadError, OpenError, PayloadKeyInfo, SealError};
+pub use swarmmq_seal::{
+    ClientKeyring, KeyLimits, KeyState, KeyringError, LoadError, OpenError, PayloadKeyInfo, SealError, Trust,
+};
+pub use swarmmq_tls::TlsError;
 use tokio::sync::{mpsc, oneshot};
 
-use self::driver::{Command, Driver, Question, Reply, after};
+use self::{
+    connection::Access,
+    driver::{Command, Driver, Question, Reply, after},
+};
 pub use self::{
     consumer::{Consumer, Peeking, PendingAck, Received, Seen, SubscribeOptions, Unopened},
     error::{Error, SendError, SettleError},
@@ -152,6 +158,8 @@ pub struct SwarmMq {
 impl SwarmMq {
     /// Connects to the first server that answers and proves that it knows the access token.
     ///
+    /// * [`Error::Trust`] if the keyring does not say how nodes are known. Nothing is tried then.
+    /// * [`Error::Untrusted`] when the certificates of all servers are refused: trying again will not help.
     /// * [`Error::Unreachable`] after [`Options::connect_timeout`], or at once if no server is named.
     /// * [`Error::Failed`] with code `unauthenticated` or `version` when every server refuses: trying again will not help.
     /// * Cancel safe: nothing is left behind.
@@ -164,7 +172,8 @@ impl SwarmMq {
         let (ready, first) = oneshot::channel();
         let keeper = commands.downgrade();
         let deadline = options.deadline;
-        tokio::spawn(Driver::new(options, inbox, keeper, ready).run());
+        let access = Access::new(&options.keyring)?;
+        tokio::spawn(Driver::new(options, access, inbox, keeper, ready).run());
         let (cluster, shard_count) = first.await.map_err(|_| Error::Closed)??;
         Ok(Self { commands, cluster, shard_count, deadline })
     }

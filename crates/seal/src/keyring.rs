@@ -8,6 +8,8 @@
 //! routing_key = "64 hex digits"      # hashes message keys; never rotates
 //! current_key = 1                    # seals new messages, until another key becomes active
 //! retired_keys = []                  # numbers of keys that were here once; may be missing
+//! ca = """PEM"""                     # whom to believe: the authorities of the cluster's nodes
+//! insecure_plaintext = true          # instead of `ca`: no TLS, on loopback only
 //!
 //! [[payload_keys]]                   # open messages; no node ever holds one
 //! id = 1
@@ -55,8 +57,10 @@ pub const PAYLOAD_KEYS_MAX: usize = 256;
 const PAYLOAD_KEY_TEXT_BYTES: usize = 240;
 /// Room for the number of one retired key.
 const RETIRED_KEY_TEXT_BYTES: usize = 12;
+/// Largest text of authorities, in bytes: some ten certificates.
+pub const CA_BYTES_MAX: usize = 16 << 10;
 /// Room for everything else.
-const OTHER_TEXT_BYTES: usize = 1024;
+const OTHER_TEXT_BYTES: usize = 1024 + CA_BYTES_MAX;
 const _: () = assert!(
     OTHER_TEXT_BYTES + PAYLOAD_KEYS_MAX * PAYLOAD_KEY_TEXT_BYTES + RETIRED_KEYS_MAX * RETIRED_KEY_TEXT_BYTES
         <= FILE_BYTES_MAX
@@ -81,6 +85,20 @@ pub(crate) struct Keys {
     pub(crate) payload: BTreeMap<KeyId, PayloadKey>,
     /// Numbers that are not given again.
     pub(crate) retired: BTreeSet<KeyId>,
+    /// How nodes are known.
+    pub(crate) trust: Trust,
+}
+
+/// How a client knows that it speaks with a node of its cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// The file does not say: such a client connects to nobody.
+    #[default]
+    Unsaid,
+    /// By TLS: the nodes' certificates are from one of these authorities. PEM, at most [`CA_BYTES_MAX`] bytes.
+    Authorities(String),
+    /// Not at all: plain text, on loopback only.
+    InsecurePlaintext,
 }
 
 #[derive(Clone)]
@@ -98,6 +116,7 @@ impl ClientKeyring {
     pub fn generate(created_at: WallTime, random: &mut dyn FnMut(&mut [u8])) -> Result<Self, KeyringError> {
         let mut secret = || Secret::filled(|out| random(out));
         let keys = Keys {
+            trust: Trust::Unsaid,
             principal: None,
             access_token: secret(),
             admission: secret(),
@@ -141,6 +160,7 @@ impl ClientKeyring {
         if raw.peer_secret.is_some() {
             return Err(KeyringError::PeerSecret);
         }
+        let trust = trust(raw.ca, raw.insecure_plaintext)?;
         let payload = RawPayloadKey::all(raw.payload_keys)?;
         let retired = retired_from(raw.retired_keys, &payload)?;
         let field = |field: &'static str, key: Option<HexKey>| {
@@ -152,6 +172,7 @@ impl ClientKeyring {
         let principal = raw.principal.filter(|name| name != ROOT);
         let principal = principal.as_deref().map(PrincipalName::parse).transpose();
         let keys = Keys {
+            trust: Trust::Unsaid,
             principal: principal.map_err(|_| KeyringError::Principal)?,
             access_token: field("access_token", raw.access_token)?,
             admission: field("admission_key", raw.admission_key)?,
@@ -160,7 +181,7 @@ impl ClientKeyring {
             payload,
             retired,
         };
-        keys.checked()
+        keys.checked()?.with_trust(trust)
     }
 
     /// The text of the client's keyring file. Secret: write it with mode 0600.
@@ -181,6 +202,15 @@ impl ClientKeyring {
         if !keys.retired.is_empty() {
             let retired: Vec<u32> = keys.retired.iter().map(|id| id.0).collect();
             writeln!(text, "retired_keys = {retired:?}").expect("writing to a string cannot fail");
+        }
+        match &keys.trust {
+            Trust::Unsaid => {}
+            Trust::Authorities(pem) => {
+                text.push_str("ca = \"\"\"\n");
+                text.push_str(pem);
+                text.push_str("\"\"\"\n");
+            }
+            Trust::InsecurePlaintext => text.push_str("insecure_plaintext = true\n"),
         }
         for (id, key) in &keys.payload {
             push_payload_key(&mut text, *id, key);
@@ -206,6 +236,20 @@ impl ClientKeyring {
         push_shared(&mut text, &keys.access_token, &keys.admission);
         push_hex(&mut text, PEER_SECRET, &peer);
         Ok(text)
+    }
+
+    /// How nodes are known.
+    pub fn trust(&self) -> &Trust {
+        &self.keys.trust
+    }
+
+    /// The same keys with another word on how nodes are known. Fails on a text that a keyring cannot hold.
+    pub fn with_trust(&self, trust: Trust) -> Result<Self, KeyringError> {
+        if let Trust::Authorities(pem) = &trust {
+            check_authorities(pem)?;
+        }
+        let keys = Keys { trust, ..self.keys().clone() };
+        Ok(Self { keys: Arc::new(keys), source: self.source.clone() })
     }
 
     /// The same keys for another principal of `cluster`, with the token that it has in `generation`.
@@ -299,6 +343,25 @@ impl Keys {
         }
         Ok(ClientKeyring { keys: Arc::new(self), source: None })
     }
+}
+
+fn trust(ca: Option<String>, insecure_plaintext: bool) -> Result<Trust, KeyringError> {
+    match (ca, insecure_plaintext) {
+        (None, false) => Ok(Trust::Unsaid),
+        (None, true) => Ok(Trust::InsecurePlaintext),
+        (Some(_), true) => Err(KeyringError::Contradiction),
+        (Some(pem), false) => check_authorities(&pem).map(|()| Trust::Authorities(pem)),
+    }
+}
+
+/// Only what is written back as it was read; whether the certificates are any good shows when they are used.
+fn check_authorities(pem: &str) -> Result<(), KeyringError> {
+    let is_plain = |byte: u8| matches!(byte, b'\n' | b' '..=b'~') && byte != b'"' && byte != b'\\';
+    let fits = pem.len() <= CA_BYTES_MAX
+        && pem.contains("-----BEGIN CERTIFICATE-----")
+        && pem.ends_with('\n')
+        && pem.bytes().all(is_plain);
+    if fits { Ok(()) } else { Err(KeyringError::Authorities) }
 }
 
 /// A secret must not be zero nor one of those `seen`: a payload key equal to the admission key would be on every node.
@@ -402,6 +465,10 @@ pub enum KeyringError {
     TooManyKeys(usize),
     /// Far larger than any keyring; the rest was not read.
     TooLarge,
+    /// `ca` is no text of certificates in PEM, or longer than [`CA_BYTES_MAX`].
+    Authorities,
+    /// It has a `ca`, and says `insecure_plaintext` too: only one of them can hold.
+    Contradiction,
 }
 
 impl fmt::Display for KeyringError {
@@ -432,6 +499,12 @@ impl fmt::Display for KeyringError {
                 write!(f, "{count} payload keys where at most {PAYLOAD_KEYS_MAX} are allowed")
             }
             Self::TooLarge => write!(f, "larger than {FILE_BYTES_MAX} bytes"),
+            Self::Authorities => {
+                write!(f, "ca holds no certificates in PEM, or more than {CA_BYTES_MAX} bytes of them")
+            }
+            Self::Contradiction => {
+                write!(f, "it has a ca and says insecure_plaintext too: leave one of them out")
+            }
         }
     }
 }
@@ -478,6 +551,9 @@ struct Raw {
     peer_secret: Option<de::IgnoredAny>,
     routing_key: Option<HexKey>,
     current_key: Option<u32>,
+    ca: Option<String>,
+    #[serde(default)]
+    insecure_plaintext: bool,
     #[serde(default)]
     retired_keys: Vec<u32>,
     #[serde(default)]
@@ -607,180 +683,5 @@ fn push_hex(text: &mut String, field: &str, secret: &Secret) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn example() -> ClientKeyring {
-        let mut next = 0xa0;
-        ClientKeyring::generate(WallTime(1_763_964_000_000), &mut |out| {
-            out.fill(next);
-            next += 1;
-        })
-        .expect("the four secrets differ")
-    }
-
-    fn parse_with(from: &str, to: &str) -> KeyringError {
-        let text = example().to_text();
-        assert!(text.contains(from), "{from}");
-        ClientKeyring::parse(&text.replace(from, to)).expect_err("must be refused")
-    }
-
-    #[test]
-    fn a_keyring_survives_writing_and_reading() {
-        let keyring = example();
-        let again = ClientKeyring::parse(&keyring.to_text()).unwrap();
-        assert_eq!(again.to_text(), keyring.to_text());
-        assert_eq!(again.current_key(), KeyId(1));
-        let keys: Vec<_> =
-            again.payload_keys().map(|key| (key.id, key.created_at, key.activates_at)).collect();
-        assert_eq!(keys, [(KeyId(1), WallTime(1_763_964_000_000), None)]);
-        assert_eq!(again.payload_key(KeyId(1)).unwrap().bytes(), &[0xa3; 32]);
-    }
-
-    #[test]
-    fn a_principal_has_a_token_of_its_own_beside_the_same_keys() {
-        let (root, name) = (example(), PrincipalName::parse("till-7").unwrap());
-        let till = root.for_principal(ClusterId(5), &name, 1).unwrap();
-        let again = ClientKeyring::parse(&till.to_text()).unwrap();
-        assert_eq!((root.principal(), till.principal(), again.principal()), ("root", "till-7", "till-7"));
-        assert_eq!(again.to_text(), till.to_text());
-        let token = principal_token(&root.access_token(), ClusterId(5), "till-7", 1);
-        assert_eq!(again.access_token().sign(&[b"x"]), MacKey::new(*token).sign(&[b"x"]));
-        assert_eq!(again.admission_key().sign(&[b"x"]), root.admission_key().sign(&[b"x"]));
-        assert_eq!(again.payload_key(KeyId(1)).unwrap().bytes(), &[0xa3; 32]);
-        // The cluster's secret is not in it, and nothing can be derived from it.
-        let secret = "a0".repeat(32);
-        assert!(root.to_text().contains(&secret) && !till.to_text().contains(&secret));
-        assert_eq!(till.for_principal(ClusterId(5), &name, 2).unwrap_err(), KeyringError::NotRoot);
-        assert_eq!(till.to_node_text(&mut |out| out.fill(7)).unwrap_err(), KeyringError::NotRoot);
-        let text = till.to_text().replace("till-7", "till.7");
-        assert_eq!(ClientKeyring::parse(&text).unwrap_err(), KeyringError::Principal);
-    }
-
-    #[test]
-    fn the_largest_keyring_fits_its_file() {
-        let mut text = example().to_text().to_string();
-        for id in 2..=PAYLOAD_KEYS_MAX {
-            write!(
-                text,
-                "\n[[payload_keys]]\nid = {}\ncreated_at_ms = {max}\nactivates_at_ms = {max}\nkey = \"{id:064x}\"\n",
-                u32::MAX - id as u32,
-                max = i64::MAX
-            )
-            .unwrap();
-        }
-        let retired: Vec<u32> = (0..RETIRED_KEYS_MAX as u32).map(|n| u32::MAX / 2 - n).collect();
-        text = text.replace("current_key", &format!("retired_keys = {retired:?}\ncurrent_key"));
-        assert!(ClientKeyring::parse(&text).unwrap().to_text().len() <= FILE_BYTES_MAX);
-        text.push_str(&format!("\n[[payload_keys]]\nid = 9\ncreated_at_ms = 1\nkey = \"{:064x}\"\n", 9_999));
-        assert_eq!(ClientKeyring::parse(&text).unwrap_err(), KeyringError::TooManyKeys(PAYLOAD_KEYS_MAX + 1));
-    }
-
-    #[test]
-    fn the_node_text_opens_no_message() {
-        let text = example().to_node_text(&mut |out| out.fill(0xb0)).unwrap();
-        for key in ["a0", "a1", "b0"] {
-            assert!(text.contains(&key.repeat(32)), "{key}");
-        }
-        assert!(!text.contains(&"a2".repeat(32)) && !text.contains(&"a3".repeat(32)));
-        assert!(!text.contains("payload"));
-        assert_eq!(ClientKeyring::parse(&text).unwrap_err(), KeyringError::NodeKeyring);
-    }
-
-    #[test]
-    fn the_secret_between_nodes_is_no_other_key_and_never_a_client_s() {
-        let node_text = |byte: u8| example().to_node_text(&mut |out| out.fill(byte)).unwrap_err();
-        let peer = |why| KeyringError::Field { field: PEER_SECRET, why };
-        assert_eq!(node_text(0xa3), peer(FieldError::Repeated));
-        assert_eq!(node_text(0), peer(FieldError::Zero));
-        let line = format!("peer_secret = \"{}\"\nversion = 1", "b0".repeat(32));
-        assert_eq!(parse_with("version = 1", &line), KeyringError::PeerSecret);
-    }
-
-    #[test]
-    fn every_fault_of_a_keyring_has_a_name() {
-        let field = |field, why| KeyringError::Field { field, why };
-        let payload = |why| KeyringError::PayloadKey { id: KeyId(1), why };
-        let (token, admission, key) = ("a0".repeat(32), "a1".repeat(32), "a3".repeat(32));
-        for (from, to, expected) in [
-            ("version = 1", "version = 2\ncurve = \"x\"", KeyringError::Version(2)),
-            ("version = 1", "", field("version", FieldError::Missing)),
-            (&*token, &"0".repeat(64), field("access_token", FieldError::Zero)),
-            (&token, &"g".repeat(64), field("access_token", FieldError::NotHex)),
-            (&token, "", field("access_token", FieldError::NotHex)),
-            (&admission, &token, field("admission_key", FieldError::Repeated)),
-            ("routing_key", "# routing_key", field("routing_key", FieldError::Missing)),
-            ("current_key = 1", "current_key = 7", KeyringError::NoCurrentKey(KeyId(7))),
-            ("current_key = 1", "", field("current_key", FieldError::Missing)),
-            (&key, &"0".repeat(64), payload(FieldError::Zero)),
-            (&key, &admission, payload(FieldError::Repeated)),
-            (&key, "a3", payload(FieldError::NotHex)),
-            ("routing_key", "rooting_key", KeyringError::Malformed { line: 5 }),
-            ("current_key = 1", "current_key = -1", KeyringError::Malformed { line: 6 }),
-            ("version = 1", "version 1", KeyringError::Malformed { line: 2 }),
-        ] {
-            assert_eq!(parse_with(from, to), expected, "{from} -> {to}");
-        }
-        let twice = format!(
-            "{}\n[[payload_keys]]\nid = 1\ncreated_at_ms = 1\nkey = \"{}\"\n",
-            *example().to_text(),
-            "ee".repeat(32)
-        );
-        assert_eq!(ClientKeyring::parse(&twice).unwrap_err(), KeyringError::DuplicateId(KeyId(1)));
-    }
-
-    #[test]
-    fn no_error_quotes_a_key() {
-        let key = "a3".repeat(32);
-        for (from, to) in [
-            ("current_key = 1", &*format!("current_key = \"{key}\"")),
-            ("current_key = 1", &format!("current_key = {key}")),
-            ("created_at_ms = ", &format!("created_at_ms = \"{key}\" # ")),
-            ("version = 1", &format!("version = \"{key}\"")),
-            ("version = 1", &format!("version = 1\n{key} = 5")),
-            ("version = 1", &format!("version = 1\n\"{key}")),
-        ] {
-            let error = parse_with(from, to);
-            assert!(!format!("{error} {error:?}").contains("a3a3"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_keyring_does_not_print_its_secrets() {
-        assert_eq!(format!("{:?}", example()), "ClientKeyring { current_key: 1, payload_keys: [1], .. }");
-    }
-
-    #[test]
-    fn a_broken_source_of_randomness_makes_no_keyring() {
-        let of = |byte: u8| ClientKeyring::generate(WallTime(0), &mut |out| out.fill(byte)).unwrap_err();
-        assert_eq!(of(0), KeyringError::Field { field: "access_token", why: FieldError::Zero });
-        assert_eq!(of(5), KeyringError::Field { field: "admission_key", why: FieldError::Repeated });
-    }
-
-    #[test]
-    fn loading_says_what_is_wrong_with_the_file() {
-        let dir = std::env::temp_dir().join(format!("swarmmq-keyring-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        let path = dir.join("client.keyring");
-        let missing = ClientKeyring::load(&path).unwrap_err();
-        assert!(missing.to_string().contains("swarmmq keys generate"), "{missing}");
-
-        std::fs::write(&path, &*example().to_text()).unwrap();
-        assert_eq!(ClientKeyring::load(&path).unwrap().to_text(), example().to_text());
-        assert_eq!(ClientKeyring::load(&path).unwrap().source(), Some(&*path));
-
-        std::fs::write(&path, b"version = 1\n\xff").unwrap();
-        let error = KeyringError::Malformed { line: 2 };
-        assert_eq!(ClientKeyring::load(&path).unwrap_err(), LoadError::Keyring { path: path.clone(), error });
-
-        std::fs::write(&path, vec![b'#'; FILE_BYTES_MAX + 1]).unwrap();
-        assert_eq!(ClientKeyring::parse(&example().to_text()).unwrap().source(), None);
-
-        let error = KeyringError::TooLarge;
-        assert_eq!(ClientKeyring::load(&path).unwrap_err(), LoadError::Keyring { path: path.clone(), error });
-
-        let denied = LoadError::File { path: path.clone(), kind: io::ErrorKind::PermissionDenied };
-        assert!(denied.to_string().starts_with("this user may not read"), "{denied}");
-        std::fs::remove_dir_all(&dir).unwrap();
-    }
-}
+#[path = "keyring_tests.rs"]
+mod tests;

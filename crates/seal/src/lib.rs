@@ -15,7 +15,9 @@ mod turn;
 #[cfg(test)]
 mod vectors;
 
-pub use keyring::{ClientKeyring, FieldError, KeyringError, LoadError, PAYLOAD_KEYS_MAX};
+pub use keyring::{
+    CA_BYTES_MAX, ClientKeyring, FieldError, KeyringError, LoadError, PAYLOAD_KEYS_MAX, Trust,
+};
 pub use lifecycle::{ChangeError, Imported, KeyState, PayloadKeyInfo};
 pub use plaintext::{ContentError, Opened, UserHeader};
 pub use seal::{Draft, OpenError, Opener, SESSION_MESSAGES_MAX, SealError, Sealer};

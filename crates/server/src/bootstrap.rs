@@ -19,12 +19,13 @@ use swarmmq_protocol::{
 };
 use zeroize::Zeroizing;
 
-use crate::StartError;
+use crate::{StartError, tls::TlsFiles};
 
 /// Everything `node.toml` may say: sections and their keys.
 const KNOWN_KEYS: &[(&str, &[&str])] = &[
     ("node", &["id", "data", "roles", "keyring"]),
-    ("listen", &["client", "peer", "gossip", "admin"]),
+    ("listen", &["client", "peer", "gossip", "admin", "insecure_plaintext"]),
+    ("tls", &["certificate", "key", "ca"]),
     ("cluster", &["seeds", "join_token_file"]),
 ];
 /// Edits after which two words are still taken for the same.
@@ -40,6 +41,8 @@ struct File {
     node: NodeSection,
     #[serde(default)]
     listen: ListenSection,
+    #[serde(default)]
+    tls: Option<TlsSection>,
     #[serde(default)]
     cluster: ClusterSection,
 }
@@ -61,6 +64,7 @@ struct ListenSection {
     peer: String,
     gossip: String,
     admin: String,
+    insecure_plaintext: bool,
 }
 
 impl Default for ListenSection {
@@ -70,8 +74,17 @@ impl Default for ListenSection {
             peer: "127.0.0.1:7421".into(),
             gossip: "127.0.0.1:7422".into(),
             admin: "127.0.0.1:7423".into(),
+            insecure_plaintext: false,
         }
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsSection {
+    certificate: PathBuf,
+    key: PathBuf,
+    ca: PathBuf,
 }
 
 #[derive(Default, Deserialize)]
@@ -99,6 +112,8 @@ pub(crate) struct NodeConfig {
     pub(crate) join_token_file: Option<PathBuf>,
     /// What lets it join, if it is no member yet.
     pub(crate) token: Option<JoinToken>,
+    /// Without it, everything is on loopback and in plain text.
+    pub(crate) tls: Option<TlsFiles>,
 }
 
 impl NodeConfig {
@@ -120,10 +135,26 @@ impl NodeConfig {
             StartError::config(format!("node.id is {}", file.node.id), "use a number from 1 to 65535")
         })?;
         let roles = roles(file.node.roles.as_deref())?;
-        let client = address("listen.client", &file.listen.client)?;
-        let peer = address("listen.peer", &file.listen.peer)?;
-        let admin = address("listen.admin", &file.listen.admin)?;
-        let gossip = address("listen.gossip", &file.listen.gossip)?;
+        let reach = match (&file.tls, file.listen.insecure_plaintext) {
+            (Some(_), false) => Reach::Anywhere,
+            (None, true) => Reach::Loopback,
+            (Some(_), true) => {
+                return Err(StartError::config(
+                    "there is [tls], and listen.insecure_plaintext asks for none",
+                    "leave one of them out",
+                ));
+            }
+            (None, false) => {
+                return Err(StartError::config(
+                    "there is no [tls]: nodes speak TLS",
+                    "give this node a certificate (`swarmmq certs`, docs/operating/README.md); for tests on this machine alone, `[listen] insecure_plaintext = true`",
+                ));
+            }
+        };
+        let client = address("listen.client", &file.listen.client, reach)?;
+        let peer = address("listen.peer", &file.listen.peer, reach)?;
+        let admin = address("listen.admin", &file.listen.admin, Reach::ReadOnly)?;
+        let gossip = address("listen.gossip", &file.listen.gossip, reach)?;
         // Gossip is UDP: it may share a number with the others.
         for ((one, a), (other, b)) in [
             (("client", client), ("peer", peer)),
@@ -139,7 +170,7 @@ impl NodeConfig {
         }
         let mut seeds = Vec::new();
         for seed in &file.cluster.seeds {
-            let seed = address("cluster.seeds", seed)?;
+            let seed = address("cluster.seeds", seed, reach)?;
             if seed != peer && !seeds.contains(&seed) {
                 seeds.push(seed);
             }
@@ -156,6 +187,11 @@ impl NodeConfig {
             seeds,
             join_token_file: file.cluster.join_token_file.map(|path| folder.join(path)),
             token: None,
+            tls: file.tls.map(|tls| TlsFiles {
+                certificate: folder.join(tls.certificate),
+                key: folder.join(tls.key),
+                ca: folder.join(tls.ca),
+            }),
         })
     }
 
@@ -226,14 +262,36 @@ fn roles(names: Option<&[String]>) -> Result<u8, StartError> {
     })
 }
 
-fn address(key: &str, value: &str) -> Result<SocketAddr, StartError> {
+/// Where an address may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    /// What is spoken there is encrypted, or has a MAC of its own.
+    Anywhere,
+    /// Plain text was asked for.
+    Loopback,
+    /// Plain text always: the port for metrics.
+    ReadOnly,
+}
+
+fn address(key: &str, value: &str, reach: Reach) -> Result<SocketAddr, StartError> {
     let parsed = value.to_socket_addrs().ok().and_then(|mut found| found.next()).ok_or_else(|| {
         StartError::config(format!("{key} = {value:?} is no address"), "write HOST:PORT, e.g. 127.0.0.1:7420")
     })?;
-    if !parsed.ip().is_loopback() {
+    if reach != Reach::Anywhere && !parsed.ip().is_loopback() {
+        let hint = match reach {
+            Reach::ReadOnly => {
+                "metrics are plain HTTP for anyone: let a collector on this machine fetch them"
+            }
+            _ => {
+                "plain text works on loopback only: leave insecure_plaintext out and give this node a certificate in [tls]"
+            }
+        };
+        return Err(StartError::config(format!("{key} = {value:?} is not on loopback"), hint));
+    }
+    if parsed.ip().is_unspecified() {
         return Err(StartError::config(
-            format!("{key} = {value:?} is not on loopback"),
-            "until connections are encrypted, nodes listen on loopback only",
+            format!("{key} = {value:?} is no address at which others find this node"),
+            "write the address of one interface: others are told it as it stands here",
         ));
     }
     if parsed.port() == 0 {
@@ -389,8 +447,21 @@ mod tests {
     use super::*;
 
     const GOOD: &str = "[node]\nid = 1\ndata = \"data\"\nkeyring = \"node.keyring\"\n";
+    const TLS: &str = "[tls]\ncertificate = \"node.pem\"\nkey = \"node.key\"\nca = \"../ca.pem\"\n";
 
+    /// In plain text, unless it says something else.
     fn load(text: &str) -> Result<NodeConfig, StartError> {
+        let asks = "[listen]\ninsecure_plaintext = true\n";
+        if text.contains("[listen]") {
+            load_as_it_is(&text.replacen("[listen]\n", asks, 1))
+        } else if text.contains("[tls]") {
+            load_as_it_is(text)
+        } else {
+            load_as_it_is(&format!("{text}\n{asks}"))
+        }
+    }
+
+    fn load_as_it_is(text: &str) -> Result<NodeConfig, StartError> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.toml");
         fs::write(&path, text).unwrap();
@@ -428,6 +499,7 @@ mod tests {
             ("[node]\nid = 0\ndata = \"d\"\nkeyring = \"k\"\n".to_owned(), "node.id is 0"),
             (format!("{GOOD}datta = 1\n"), "line 5: unknown field `datta`"),
             (format!("{GOOD}[listen]\nclient = \"0.0.0.0:1\"\n"), "not on loopback"),
+            (format!("{GOOD}[tls]\ncertificate = \"c\"\n"), "missing field `key`"),
             (format!("{GOOD}[listen]\nclient = \"here\"\n"), "no address"),
             (format!("{GOOD}[listen]\npeer = \"[2001:db8::1]:1\"\n"), "not on loopback"),
             (format!("{GOOD}[listen]\nadmin = \"127.0.0.1:0\"\n"), "no port"),
@@ -458,6 +530,30 @@ mod tests {
             ("[metrics]\nport = 1", "see docs/operating/README.md for every key"),
         ] {
             assert_eq!(load(&format!("{GOOD}{text}\n")).unwrap_err().hint(), hint, "{text}");
+        }
+    }
+
+    #[test]
+    fn plain_text_has_to_be_asked_for_and_stays_on_loopback() {
+        let error = load_as_it_is(GOOD).unwrap_err();
+        assert!(
+            error.message().contains("no [tls]") && error.hint().contains("insecure_plaintext"),
+            "{error}"
+        );
+        let both = format!("{GOOD}{TLS}[listen]\ninsecure_plaintext = true\n");
+        assert!(load_as_it_is(&both).unwrap_err().message().contains("asks for none"));
+        let wide =
+            "[listen]\nclient = \"10.0.0.5:7420\"\npeer = \"10.0.0.5:7421\"\ngossip = \"10.0.0.5:7422\"\n";
+        let config =
+            load_as_it_is(&format!("{GOOD}{TLS}{wide}[cluster]\nseeds = [\"10.0.0.6:7421\"]\n")).unwrap();
+        assert_eq!((config.client, config.seeds.len()), ("10.0.0.5:7420".parse().unwrap(), 1));
+        assert!(config.tls.unwrap().ca.ends_with("../ca.pem"));
+        for (line, says) in [
+            ("admin = \"10.0.0.5:7423\"", "not on loopback"),
+            ("client = \"0.0.0.0:7420\"", "no address at which others find"),
+        ] {
+            let error = load_as_it_is(&format!("{GOOD}{TLS}[listen]\n{line}\n")).unwrap_err();
+            assert!(error.message().contains(says), "{error}");
         }
     }
 

@@ -23,6 +23,7 @@ use crate::{
     peers::{FIRST_TOKEN, Owner, PeerEvent, Peers},
     shutdown::Watch,
     telemetry::Timings,
+    tls::Certificates,
 };
 
 /// Pause between words to whoever watches.
@@ -74,6 +75,7 @@ impl Owner for Joiner {
 pub(crate) fn find(
     config: &NodeConfig,
     secret: MacKey,
+    certificates: &mut Certificates,
     clock: Clock,
     watch: &mut Watch,
     shared: &Shared,
@@ -99,7 +101,8 @@ pub(crate) fn find(
     let registry = watch.poll.registry().try_clone().map_err(|error| {
         StartError::local(format!("cannot start: {error}"), "check the limits of the process")
     })?;
-    let mut peers = Peers::start(registry, None, &config.seeds, secret, &joiner, clock.now())?;
+    let mut peers =
+        Peers::start(registry, None, &config.seeds, secret, certificates.security(), &joiner, clock.now())?;
     peers.set_token(config.token.clone());
     tracing::info!(node = config.node.0, seeds = ?config.seeds, "{who}: joining through the seeds");
     let mut events = Events::with_capacity(64);
@@ -109,6 +112,9 @@ pub(crate) fn find(
         let mut budget = BURST_BYTES_MAX;
         for event in events.iter().filter(|event| event.token().0 >= FIRST_TOKEN) {
             peers.serve(now, event, &mut budget, &mut joiner);
+        }
+        if let Some(security) = certificates.look(now.monotonic, watch.shutdown.take_reload()) {
+            peers.set_security(security);
         }
         peers.turn(now, &mut budget, &mut joiner);
         if watch.shutdown.is_asked() {

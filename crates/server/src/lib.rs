@@ -15,6 +15,7 @@ mod node_secret;
 mod peers;
 mod shutdown;
 mod telemetry;
+mod tls;
 mod worker;
 
 use std::{fmt, path::Path};
@@ -32,6 +33,7 @@ use self::{
     http::Shared,
     identity::{Fate, Identity, new_incarnation},
     shutdown::Watch,
+    tls::Certificates,
     worker::Ended,
 };
 
@@ -159,10 +161,11 @@ pub fn run(config_path: &Path, token: Option<JoinToken>) -> Result<(), StartErro
     if keyring.peer_secret.is_none() && !config.seeds.is_empty() {
         return Err(NodeKeyring::no_peer_secret(&config.keyring));
     }
+    let mut certificates = Certificates::load(&config)?;
     let shared = Shared::default();
     // Before the log is read, which may take long: whoever watches can see that the node lives.
     let admin = http::serve(config.admin, shared.clone())?;
-    let result = run_here(&mut config, identity, &keyring, &shared);
+    let result = run_here(&mut config, identity, &keyring, &mut certificates, &shared);
     admin.stop();
     result
 }
@@ -171,19 +174,21 @@ fn run_here(
     config: &mut NodeConfig,
     identity: Option<Identity>,
     keyring: &NodeKeyring,
+    certificates: &mut Certificates,
     shared: &Shared,
 ) -> Result<(), StartError> {
     let clock = Clock::start();
     let mut watch = None;
-    let find = |config: &NodeConfig, watch: &mut Watch, why: &str| {
+    let find = |config: &NodeConfig, certificates: &mut Certificates, watch: &mut Watch, why: &str| {
         let secret =
             keyring.peer_secret.clone().ok_or_else(|| NodeKeyring::no_peer_secret(&config.keyring))?;
-        join::find(config, secret, clock, watch, shared, why)
+        join::find(config, secret, certificates, clock, watch, shared, why)
     };
     let mut identity = match identity {
         Some(identity) => identity,
         None => {
-            let Some(found) = find(config, begin_watch(&mut watch)?, "an empty disk")? else { return Ok(()) };
+            let watch = begin_watch(&mut watch)?;
+            let Some(found) = find(config, certificates, watch, "an empty disk")? else { return Ok(()) };
             Identity::join(&config.data, config.node, found.incarnation, found.cluster, found.shard_count)?
         }
     };
@@ -198,7 +203,8 @@ fn run_here(
                     "THE LOG OF THIS DISK IS CORRUPT: nothing is changed until a member of the cluster answers"
                 );
                 let watch = begin_watch(&mut watch)?;
-                let Some(found) = find(config, watch, "a disk with a corrupt log")? else { return Ok(()) };
+                let why = "a disk with a corrupt log";
+                let Some(found) = find(config, certificates, watch, why)? else { return Ok(()) };
                 if found.cluster != identity.cluster {
                     return Err(StartError::config(
                         format!(
@@ -216,7 +222,7 @@ fn run_here(
         // Until here a signal ends the process at once, unless it was asked to wait: there is nothing to finish.
         let watch = begin_watch(&mut watch)?;
         let ready = worker::Ready { node, files, identity, clock, peer_secret: keyring.peer_secret.clone() };
-        match worker::run(config, ready, watch, shared)? {
+        match worker::run(config, ready, certificates, watch, shared)? {
             Ended::Drained => return Ok(()),
             Ended::DiskLost { others } => {
                 config.add_seeds(&others);
@@ -431,7 +437,7 @@ mod tests {
             fs::write(directory.path().join("node.keyring"), format!("version = 1\n{keys}")).unwrap();
             let config = directory.path().join("node.toml");
             // Ports nobody reaches in these tests: every start ends before the client port.
-            let text = "[node]\nid = 1\ndata = \"data\"\nkeyring = \"node.keyring\"\n[listen]\nadmin = \"127.0.0.1:PORT\"\n";
+            let text = "[node]\nid = 1\ndata = \"data\"\nkeyring = \"node.keyring\"\n[listen]\ninsecure_plaintext = true\nadmin = \"127.0.0.1:PORT\"\n";
             let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             fs::write(&config, text.replace("PORT", &port.to_string())).unwrap();
             Self { directory, config }

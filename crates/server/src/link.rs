@@ -143,8 +143,13 @@ impl<S: Read + Write> Link<S> {
             }
         }
         self.out = VecDeque::new();
-        self.blocked = false;
-        Ok(true)
+        // What was taken may wait in front of the socket, as records.
+        self.blocked = match self.stream.flush() {
+            Ok(()) => false,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
+            Err(error) => return Err(error),
+        };
+        Ok(!self.blocked)
     }
 
     /// Bytes that this link holds in buffers.
@@ -200,6 +205,8 @@ mod tests {
         ended: bool,
         room: usize,
         written: Vec<u8>,
+        /// Bytes that were taken and have not gone out.
+        waiting: bool,
     }
 
     impl Read for Socket {
@@ -223,7 +230,7 @@ mod tests {
         }
 
         fn flush(&mut self) -> io::Result<()> {
-            Ok(())
+            if self.waiting { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
         }
     }
 
@@ -284,6 +291,18 @@ mod tests {
         assert!(!link.blocked);
         assert_eq!(link.stream.written, b"one two three");
         assert_eq!((link.out_bytes, link.buffered_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn what_was_taken_and_has_not_gone_out_blocks_the_link() {
+        let mut link = link(&[]);
+        link.stream.room = 100;
+        link.stream.waiting = true;
+        assert!(link.queue(BytesMut::from(&b"word"[..])));
+        assert!(!link.write().unwrap() && link.blocked);
+        link.stream.waiting = false;
+        assert!(link.write().unwrap() && !link.blocked);
+        assert_eq!(link.stream.written, b"word");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT mean: stop taking work, finish what is under way, end.
+//! SIGTERM and SIGINT mean: stop taking work, finish what is under way, end. SIGHUP means: read the certificates again.
 
 use std::{
     io,
@@ -11,7 +11,7 @@ use std::{
 
 use mio::{Events, Poll, Token, Waker};
 use signal_hook::{
-    consts::{SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGTERM},
     iterator::Signals,
 };
 
@@ -56,20 +56,28 @@ impl Watch {
     }
 }
 
-/// Whether somebody asked this process to stop.
+/// What somebody asked this process to do.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Shutdown(Arc<AtomicBool>);
+pub(crate) struct Shutdown {
+    stop: Arc<AtomicBool>,
+    reload: Arc<AtomicBool>,
+}
 
 impl Shutdown {
     /// Listens for signals; `waker` is called when one comes.
     fn watch(waker: Arc<Waker>) -> io::Result<Self> {
         let shutdown = Self::default();
-        let asked = Arc::clone(&shutdown.0);
-        let mut signals = Signals::new([SIGTERM, SIGINT])?;
+        let asked = shutdown.clone();
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
         std::thread::Builder::new().name("signals".into()).spawn(move || {
             for signal in signals.forever() {
-                tracing::info!(signal, "asked to stop");
-                asked.store(true, Ordering::SeqCst);
+                if signal == SIGHUP {
+                    tracing::info!("asked to read the certificates again");
+                    asked.reload.store(true, Ordering::SeqCst);
+                } else {
+                    tracing::info!(signal, "asked to stop");
+                    asked.stop.store(true, Ordering::SeqCst);
+                }
                 if let Err(error) = waker.wake() {
                     tracing::error!(%error, "the worker cannot be woken");
                 }
@@ -78,8 +86,13 @@ impl Shutdown {
         Ok(shutdown)
     }
 
-    /// Whether a signal has come.
+    /// Whether it is to stop.
     pub(crate) fn is_asked(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Whether it is to read its certificates again; asked once, answered once.
+    pub(crate) fn take_reload(&self) -> bool {
+        self.reload.swap(false, Ordering::SeqCst)
     }
 }

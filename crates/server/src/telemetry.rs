@@ -1,12 +1,12 @@
 //! What the node says, as log lines and as Prometheus text.
 
-use std::{fmt::Write, time::Duration};
+use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
 use swarmmq_engine::node::{MetricKind, Report};
 use swarmmq_protocol::time::WallTime;
 use tracing_subscriber::EnvFilter;
 
-use crate::clock;
+use crate::{clock, tls::Numbers};
 
 /// Upper bounds of the sync histogram, in seconds.
 const BUCKETS: [f64; 10] = [0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.2, 1.0];
@@ -40,6 +40,9 @@ pub(crate) struct Timings {
     pub(crate) connections_shed: u64,
     /// Datagrams to other nodes that could not be sent.
     pub(crate) datagrams_lost: u64,
+    pub(crate) certificates: Numbers,
+    /// Sessions that did not come about, by port and kind.
+    pub(crate) tls_failures: BTreeMap<(&'static str, &'static str), u64>,
 }
 
 impl Default for Timings {
@@ -51,6 +54,8 @@ impl Default for Timings {
             sync_seconds: 0.0,
             connections_shed: 0,
             datagrams_lost: 0,
+            certificates: Numbers::default(),
+            tls_failures: BTreeMap::new(),
         }
     }
 }
@@ -104,6 +109,7 @@ pub(crate) fn exposition(report: &Report, timings: &Timings, now: WallTime) -> S
         "gauge",
         timings.started.0 as f64 / 1000.0,
     );
+    certificates(&mut text, timings);
     explain(&mut text, "swarmmq_log_fsync_seconds", "Time to write and sync one batch.", "histogram");
     let mut total = 0;
     for (bucket, count) in timings.syncs.iter().enumerate() {
@@ -116,6 +122,38 @@ pub(crate) fn exposition(report: &Report, timings: &Timings, now: WallTime) -> S
     explain(&mut text, "swarmmq_build_info", "What runs.", "gauge");
     number(&mut text, "swarmmq_build_info", [("version", env!("CARGO_PKG_VERSION"))], 1.0);
     text
+}
+
+fn certificates(text: &mut String, timings: &Timings) {
+    let Numbers { not_after, reloads, failures } = timings.certificates;
+    explain(
+        text,
+        "swarmmq_tls_certificate_expires_at_seconds",
+        "Until when this node's certificate is valid, in seconds since 1970. Without TLS there is none.",
+        "gauge",
+    );
+    if let Some(at) = not_after {
+        number(text, "swarmmq_tls_certificate_expires_at_seconds", [], at as f64);
+    }
+    explain(
+        text,
+        "swarmmq_tls_reloads_total",
+        "Times that changed certificate files were read, by result.",
+        "counter",
+    );
+    for (result, count) in [("ok", reloads), ("failed", failures)] {
+        number(text, "swarmmq_tls_reloads_total", [("result", result)], count as f64);
+    }
+    explain(
+        text,
+        "swarmmq_tls_failures_total",
+        "TLS sessions that did not come about, by port and reason.",
+        "counter",
+    );
+    for ((port, reason), count) in &timings.tls_failures {
+        let labels = [("port", *port), ("reason", *reason)];
+        number(text, "swarmmq_tls_failures_total", labels, *count as f64);
+    }
 }
 
 fn explain(text: &mut String, name: &str, help: &str, kind: &str) {

@@ -19,6 +19,7 @@ use swarmmq_protocol::{
     session::{guard::Source, peer::PeerHello},
     time::Instant,
 };
+use swarmmq_tls::Stream;
 
 use crate::{
     StartError, acquaintances,
@@ -34,6 +35,7 @@ use crate::{
     peers::{self, Owner, PeerEvent, Peers},
     shutdown::{DRAIN_TIME_MAX, NEWS, Watch},
     telemetry::Timings,
+    tls::{Certificates, Failures},
 };
 
 const LISTENER: Token = Token(0);
@@ -75,6 +77,7 @@ pub(crate) enum Ended {
 pub(crate) fn run(
     config: &NodeConfig,
     ready: Ready,
+    certificates: &mut Certificates,
     watch: &mut Watch,
     shared: &Shared,
 ) -> Result<Ended, StartError> {
@@ -92,7 +95,8 @@ pub(crate) fn run(
     let now = clock.now();
     // A secret that nobody else knows lets nobody in.
     let secret = peer_secret.clone().unwrap_or_else(|| MacKey::new(clock::random()));
-    let mut peers = Peers::start(own, Some(config.peer), &config.seeds, secret, &node, now)?;
+    let security = certificates.security();
+    let mut peers = Peers::start(own, Some(config.peer), &config.seeds, secret, security, &node, now)?;
     if identity.founder {
         // Whoever made the cluster is a member from the beginning: it waits for nobody to let it in.
         peers.set_members(now, &[], &mut node);
@@ -105,6 +109,8 @@ pub(crate) fn run(
         watch,
         config,
         identity,
+        certificates,
+        failures: Failures::default(),
         has_secret: peer_secret.is_some(),
         listener,
         peers,
@@ -166,6 +172,9 @@ struct Worker<'a> {
     watch: &'a mut Watch,
     config: &'a NodeConfig,
     identity: Identity,
+    certificates: &'a mut Certificates,
+    /// Sessions at the client port that did not come about.
+    failures: Failures,
     /// Whether it can prove to other nodes that it belongs to them.
     has_secret: bool,
     /// Gone when draining: whoever tries then is refused at once and goes elsewhere. Never there without the role.
@@ -175,7 +184,7 @@ struct Worker<'a> {
     gossip: Gossip,
     disk: Disk,
     node: Node,
-    links: BTreeMap<usize, Link<TcpStream>>,
+    links: BTreeMap<usize, Link<Stream<TcpStream>>>,
     next_connection: usize,
     /// Connections that have not authenticated, oldest first.
     strangers: VecDeque<(Instant, usize)>,
@@ -235,6 +244,7 @@ impl Worker<'_> {
                 self.accept(now);
             }
             self.send_away(now);
+            self.look_at_certificates(now);
             self.peers.turn(now, &mut budget, &mut self.node);
             drained = self.step(now);
             self.report(now);
@@ -265,6 +275,7 @@ impl Worker<'_> {
             Some(self.next_report),
             self.strangers.front().map(|(at, _)| *at),
             self.paused.first().map(|(at, _)| *at),
+            self.certificates.next_at(),
             self.leaving.front().map(|(at, _)| *at),
             self.listener.as_ref().and_then(Listener::retry_at),
             self.drain_until,
@@ -298,7 +309,13 @@ impl Worker<'_> {
                 continue;
             }
             let source = source_of(&stream).unwrap_or_default();
-            self.links.insert(connection, Link::new(stream));
+            match self.certificates.security().accept_client(stream) {
+                Ok(stream) => self.links.insert(connection, Link::new(stream)),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be set up");
+                    continue;
+                }
+            };
             self.strangers.push_back((now.monotonic + UNAUTHENTICATED_TIME_MAX, connection));
             let id = ConnectionId(connection as u64);
             self.node.handle(now, Input::Connected { connection: id, nonce: clock::random(), source });
@@ -343,7 +360,27 @@ impl Worker<'_> {
                 link.unread = true;
                 self.unread.push_back(connection);
             }
-            ReadState::Closed => self.close(now, connection),
+            ReadState::Closed => {
+                if let Some(failure) = link.stream.failure() {
+                    let from = link.stream.socket().peer_addr().ok();
+                    self.failures.count(now.monotonic, "client", from, failure);
+                }
+                return self.close(now, connection);
+            }
+        }
+        // Reading brought the session on: it has words of its own, or takes what waited for it.
+        if link.stream.has_unsent() || link.blocked {
+            self.write(now, connection);
+        }
+    }
+
+    /// New connections use what is in the files now.
+    fn look_at_certificates(&mut self, now: Now) {
+        let is_asked = self.watch.shutdown.take_reload();
+        if let Some(security) = self.certificates.look(now.monotonic, is_asked) {
+            self.peers.set_security(security);
+            // The warning may be over.
+            self.next_report = now.monotonic;
         }
     }
 
@@ -363,6 +400,7 @@ impl Worker<'_> {
                     self.node.handle(now, Input::Frame { connection: id, header, body });
                     if !link.is_authenticated() && self.node.is_authenticated(id) {
                         link.set_authenticated();
+                        link.stream.trust();
                     }
                 }
                 Ok(None) => return true,
@@ -391,7 +429,8 @@ impl Worker<'_> {
 
     fn close(&mut self, now: Now, connection: usize) {
         let Some(mut link) = self.links.remove(&connection) else { return };
-        if let Err(error) = self.watch.poll.registry().deregister(&mut link.stream) {
+        link.stream.close();
+        if let Err(error) = self.watch.poll.registry().deregister(link.stream.socket_mut()) {
             tracing::debug!(%error, "a closed connection was not registered");
         }
         self.node.handle(now, Input::Disconnected { connection: ConnectionId(connection as u64) });
@@ -531,7 +570,9 @@ impl Worker<'_> {
                         Interest::READABLE
                     };
                     let registry = self.watch.poll.registry();
-                    if let Err(error) = registry.reregister(&mut link.stream, Token(connection), interest) {
+                    if let Err(error) =
+                        registry.reregister(link.stream.socket_mut(), Token(connection), interest)
+                    {
                         tracing::warn!(%error, "a connection cannot be watched");
                     }
                 }
@@ -552,6 +593,8 @@ impl Worker<'_> {
         if now.monotonic < self.next_report {
             return;
         }
+        let warning = self.certificates.warning(now.wall);
+        self.node.handle(now, Input::Certificate { warning });
         let report = self.node.report();
         if report.ready != self.was_ready {
             tracing::info!(ready = report.ready, reason = report.reason, "readiness changed");
@@ -567,6 +610,9 @@ impl Worker<'_> {
         let unsettled = !report.ready && self.drain_until.is_none();
         self.next_report = now.monotonic + if unsettled { READY_PAUSE } else { REPORT_PAUSE };
         self.timings.datagrams_lost = self.gossip.lost();
+        self.timings.certificates = self.certificates.numbers();
+        self.timings.tls_failures = self.failures.counts();
+        self.timings.tls_failures.extend(self.peers.failures());
         self.shared.publish(&report, &self.timings);
     }
 }

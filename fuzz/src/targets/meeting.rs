@@ -6,7 +6,7 @@ use swarmmq_protocol::{
     id::{ClusterId, NodeId},
     mac::MacKey,
     session::{
-        handshake::{ClientHandshake, ServerHandshake},
+        handshake::{Candidates, ClientHandshake, ServerHandshake},
         peer::{PeerHandshake, PeerHello},
     },
     time::WallTime,
@@ -41,14 +41,21 @@ pub(super) fn client(input: &[u8]) -> u64 {
     let mut reader = FrameReader::new();
     reader.buffer().extend_from_slice(stream);
     let mut out = BytesMut::new();
-    let mut server = ServerHandshake::new(token.clone(), ClusterId(5), NodeId(1), 16, [3; 32]);
+    let mut server = ServerHandshake::new(ClusterId(5), NodeId(1), 16, [3; 32]);
+    let find = |name: &str| Candidates {
+        tokens: [MacKey::new([0x55; 32]), MacKey::new([0x66; 32])],
+        is_known: !name.is_empty(),
+        is_learning: false,
+        not_now: None,
+        publish_window_bytes: 1 << 20,
+    };
     let mut client = ClientHandshake::start(token, "app", [4; 32], &mut out);
     for _ in 0..8 {
         match reader.next_frame() {
             Ok(Some((header, body))) => {
                 mark.note(header.kind);
                 if first & 1 == 0 {
-                    match server.frame(WallTime(1), header, body, &mut out) {
+                    match server.frame(WallTime(1), header, body, &find, &mut out) {
                         Ok(None) => {}
                         Ok(Some(principal)) => panic!("{principal:?} is let in without the token"),
                         Err(error) => {
@@ -96,6 +103,7 @@ fn hello(node: u16) -> PeerHello {
         gossip: "10.0.0.1:7422".into(),
         version: "0.1.0".into(),
         key: PeerHello::NO_KEY,
+        join: None,
     }
 }
 
@@ -108,7 +116,7 @@ pub(super) fn peer(input: &[u8]) -> u64 {
     let mut handshake = if first & 1 == 0 {
         PeerHandshake::accept(secret, hello(2), [3; 32])
     } else {
-        PeerHandshake::dial(secret, hello(2), None, [3; 32], &mut out)
+        PeerHandshake::dial(secret, hello(2), None, [3; 32], None, &mut out)
     };
     let mut buffer = BytesMut::new();
     let chunk = 1 + usize::from(first >> 1);

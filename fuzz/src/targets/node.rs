@@ -170,5 +170,6 @@ fn hello(byte: u8) -> PeerHello {
         gossip: "10.0.0.2:7422".into(),
         version: "fuzzed".into(),
         key: PeerHello::NO_KEY,
+        join: None,
     }
 }

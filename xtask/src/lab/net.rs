@@ -1,7 +1,7 @@
 //! Five machines and the wire between them: network namespaces joined by a bridge in one of its own, and what is done to
 //! single links with nftables.
 //!
-//! Nodes refuse addresses that are not on loopback until links are encrypted. So each machine here has an address of
+//! The admin ports stay on loopback, and one address for each machine is simplest. So each machine here has an address of
 //! 127.0.0.0/8 on its network interface instead of on `lo`, and the kernel is told to let such addresses out: for a node
 //! it is loopback, for its packets a wire.
 

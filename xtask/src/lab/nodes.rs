@@ -55,8 +55,15 @@ impl<'a> Nodes<'a> {
     pub(super) fn up(network: &'a Network, program: &'a Path, directory: PathBuf) -> Result<Self, String> {
         fs::create_dir_all(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
         let mut nodes = Self { network, program, directory, processes: Vec::new() };
-        call(Command::new(program).args(["keys", "generate", "--out"]).arg(&nodes.directory))?;
+        call(Command::new(program).args(["certs", "init", "--out"]).arg(&nodes.directory))?;
+        let keys = ["keys", "generate", "--out"];
+        let ca = nodes.directory.join("ca.pem");
+        call(Command::new(program).args(keys).arg(&nodes.directory).arg("--ca").arg(ca))?;
         for node in 1..=MACHINES {
+            let mut issue = Command::new(program);
+            issue.args(["certs", "issue", "--ca"]).arg(&nodes.directory);
+            issue.args(["--node", &node.to_string(), "--hosts", &address(node).to_string()]);
+            call(&mut issue)?;
             let folder = nodes.folder(node);
             let written =
                 fs::create_dir_all(&folder).and_then(|()| fs::write(nodes.config(node), config(node)));
@@ -270,7 +277,8 @@ fn config(node: u16) -> String {
         .collect();
     format!(
         "[node]\nid = {node}\ndata = \"data\"\nkeyring = \"../node.keyring\"\n\n[listen]\nclient = \"{}\"\npeer = \"{at}:{PEER}\"\n\
-         gossip = \"{at}:{GOSSIP}\"\nadmin = \"{at}:{ADMIN}\"\n\n[cluster]\nseeds = {seeds:?}\n",
+         gossip = \"{at}:{GOSSIP}\"\nadmin = \"{at}:{ADMIN}\"\n\n[tls]\ncertificate = \"../node-{node}.pem\"\nkey = \"../node-{node}.key\"\n\
+         ca = \"../ca.pem\"\n\n[cluster]\nseeds = {seeds:?}\n",
         client(node)
     )
 }

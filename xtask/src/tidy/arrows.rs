@@ -50,9 +50,10 @@ const ROWS: &[Row] = &[
             "tracing-subscriber",
         ],
     },
-    Row { folder: "server", ours: &["engine", "protocol"], never: &[] },
-    Row { folder: "client", ours: &["protocol", "seal"], never: &["raft"] },
-    Row { folder: "cli", ours: &["client", "protocol", "seal", "server"], never: &[] },
+    Row { folder: "tls", ours: &["protocol"], never: &["axum", "mio", "ring", "serde", "tokio", "tracing"] },
+    Row { folder: "server", ours: &["engine", "protocol", "tls"], never: &[] },
+    Row { folder: "client", ours: &["protocol", "seal", "tls"], never: &["raft"] },
+    Row { folder: "cli", ours: &["client", "protocol", "seal", "server", "tls"], never: &[] },
     Row {
         folder: "sim",
         ours: &["engine", "protocol", "seal"],

@@ -132,7 +132,7 @@ fn play(stage: &mut Stage, events: &Sender<Event>, inbox: &Receiver<Event>) -> O
         "meanwhile the leader is killed (SIGKILL), then a follower, then a node stands still for 2 s (SIGSTOP)",
     );
     let starting = Instant::now();
-    let cluster = dev::up(&stage.directory, Some(NODES), None, &[])?;
+    let cluster = dev::up(&stage.directory, Some(NODES), None, &[], false)?;
     let made = starting.elapsed();
     let began = Instant::now();
     let mut progress = Progress::new(format!(

@@ -1,4 +1,4 @@
-//! The directory of a local cluster: `cluster.json`, keyrings, one folder for every node.
+//! The directory of a local cluster: `cluster.json`, keyrings, the authority, one folder for every node.
 
 use std::{
     fmt::Write as _,
@@ -11,8 +11,13 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use swarmmq_protocol::id::NodeId;
+use swarmmq_seal::Trust;
+use swarmmq_tls::{Authority, DAYS_AUTHORITY, DAYS_CERTIFICATE, Name};
+
 use super::process::is_node;
 use crate::{
+    certs,
     discover::CLUSTER,
     keys,
     output::{Failure, Outcomes, note},
@@ -21,6 +26,8 @@ use crate::{
 
 /// What a node can do, as `node.toml` names it.
 pub(crate) const ROLES: [&str; 3] = ["ingress", "router", "store"];
+/// Where the nodes of a local cluster are dialled.
+const HOSTS: [&str; 3] = ["127.0.0.1", "::1", "localhost"];
 /// Time for a process that is ending, and for one that is told to.
 pub(crate) const STOP_TIME_MAX: Duration = Duration::from_secs(15);
 
@@ -134,20 +141,33 @@ impl Cluster {
         nodes: u16,
         base_port: Option<u16>,
         roles: &[RolesOf],
+        insecure_plaintext: bool,
     ) -> Outcomes<Self> {
         let base = ports::block(nodes, base_port)?;
-        keys::generate(directory)?;
+        let authority = if insecure_plaintext {
+            keys::generate(directory, Trust::InsecurePlaintext)?;
+            None
+        } else {
+            let authority = certs::make_authority(directory, DAYS_AUTHORITY)?;
+            keys::generate(directory, Trust::Authorities(authority.certificate_pem().to_owned()))?;
+            Some(authority)
+        };
         let all: Vec<Node> =
             (1..=nodes).map(|id| describe(directory, id, base + ports::PER_NODE * (id - 1))).collect();
         for node in &all {
             let roles = roles.iter().find(|of| of.node == node.id).map_or(&ROLES[..], |of| &of.roles);
-            write_config(node, &all, roles)?;
+            write_config(node, &all, roles, authority.as_ref())?;
         }
         let first = all.first().ok_or_else(|| Failure::usage("no nodes", "use --nodes 1 or more"))?;
         let name = swarmmq_server::init(&first.config, true)?.cluster;
         let cluster = Self { cluster: name, keyring: directory.join("client.keyring"), nodes: all };
         cluster.save(directory)?;
         Ok(cluster)
+    }
+
+    /// Whether its nodes speak TLS.
+    pub(crate) fn is_encrypted(&self, directory: &Path) -> bool {
+        directory.join(certs::CA).exists()
     }
 
     /// Makes folder and file of one more node, with the next number.
@@ -176,7 +196,9 @@ impl Cluster {
             }
         };
         let node = describe(directory, id, base);
-        write_config(&node, &self.nodes, roles)?;
+        let authority =
+            if self.is_encrypted(directory) { Some(certs::load_authority(directory)?) } else { None };
+        write_config(&node, &self.nodes, roles, authority.as_ref())?;
         self.nodes.push(node);
         self.save(directory)?;
         Ok(id)
@@ -212,7 +234,7 @@ fn roles_line(roles: &[&str]) -> String {
 }
 
 /// Writes `node.toml`. The seeds are all others: any of them can let it in again when its disk is lost.
-fn write_config(node: &Node, all: &[Node], roles: &[&str]) -> Outcomes<()> {
+fn write_config(node: &Node, all: &[Node], roles: &[&str], authority: Option<&Authority>) -> Outcomes<()> {
     let folder = node.config.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(|error| local(folder, &error))?;
     let seeds: Vec<&str> =
@@ -223,6 +245,20 @@ fn write_config(node: &Node, all: &[Node], roles: &[&str]) -> Outcomes<()> {
         [("client", &node.client), ("peer", &node.peer), ("gossip", &node.gossip), ("admin", &node.admin)];
     for (name, address) in listens {
         writeln!(text, "{name} = \"{address}\"").expect("a string takes everything");
+    }
+    match authority {
+        None => text.push_str("insecure_plaintext = true\n"),
+        Some(authority) => {
+            let (certificate, key) = (folder.join("node.pem"), folder.join("node.key"));
+            // Those of one that was removed must not be in the way of its successor.
+            for path in [&certificate, &key].into_iter().filter(|path| path.exists()) {
+                fs::remove_file(path).map_err(|error| local(folder, &error))?;
+            }
+            let name = Name::Node(NodeId(node.id));
+            let hosts = certs::parse_hosts(&HOSTS.map(str::to_owned))?;
+            certs::issue(authority, &name, &hosts, DAYS_CERTIFICATE, &certificate, &key)?;
+            text.push_str("\n[tls]\ncertificate = \"node.pem\"\nkey = \"node.key\"\nca = \"../ca.pem\"\n");
+        }
     }
     writeln!(text, "\n[cluster]\nseeds = {seeds:?}").expect("a string takes everything");
     fs::write(&node.config, text).map_err(|error| local(folder, &error))
@@ -257,7 +293,7 @@ pub(crate) fn existing(directory: &Path) -> Outcomes<PathBuf> {
 
 /// A cluster whose `cluster.json` is gone is not made anew over its keys and data.
 pub(crate) fn refuse_leftovers(directory: &Path) -> Outcomes<()> {
-    let left = ["client.keyring", "node.keyring", "node-1"].map(|name| directory.join(name));
+    let left = ["client.keyring", "node.keyring", certs::CA, "node-1"].map(|name| directory.join(name));
     let Some(left) = left.iter().find(|path| path.exists()) else { return Ok(()) };
     Err(Failure::local(
         format!("there is {} but no {CLUSTER} beside it", left.display()),
@@ -283,15 +319,21 @@ mod tests {
     fn every_node_has_its_ports_and_all_others_as_seeds() {
         let place = tempfile::tempdir().unwrap();
         let roles = [RolesOf { node: 3, roles: vec!["ingress"] }];
-        let mut cluster = Cluster::make(place.path(), 3, Some(21_000), &roles).unwrap();
+        let mut cluster = Cluster::make(place.path(), 3, Some(21_000), &roles, false).unwrap();
         assert_eq!(cluster.cluster.len(), 32);
         let config = |id: u16| fs::read_to_string(&cluster.nodes[usize::from(id) - 1].config).unwrap();
         assert!(config(1).contains("seeds = [\"127.0.0.1:21011\", \"127.0.0.1:21021\"]"), "{}", config(1));
         assert!(config(3).contains("roles = [\"ingress\"]\n") && config(2).contains("\"store\"]\n"));
         assert!(config(3).contains("client = \"127.0.0.1:21020\"") && config(3).contains("id = 3\n"));
         assert!(has_roles(&cluster.nodes[2], &["ingress"]) && !has_roles(&cluster.nodes[1], &["ingress"]));
+        assert!(config(1).contains("[tls]"));
         assert_eq!(cluster.extend(place.path(), &ROLES).unwrap(), 4);
         assert_eq!(Cluster::load(place.path()).unwrap().nodes.len(), 4);
+        assert!(place.path().join("node-4/node.key").exists());
+        let plain = tempfile::tempdir().unwrap();
+        let cluster = Cluster::make(plain.path(), 1, Some(21_100), &[], true).unwrap();
+        assert!(!cluster.is_encrypted(plain.path()) && !plain.path().join("node-1/node.key").exists());
+        assert!(fs::read_to_string(&cluster.nodes[0].config).unwrap().contains("insecure_plaintext = true"));
     }
 
     #[test]

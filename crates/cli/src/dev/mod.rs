@@ -47,6 +47,9 @@ pub(crate) enum DevCommand {
         /// What a node does, e.g. 4=ingress,router; the others are ingress, router and store
         #[arg(long, value_name = "NODE=ROLE,...", value_parser = parse_roles_of)]
         roles: Vec<RolesOf>,
+        /// Without TLS, to compare; of a cluster that is made now
+        #[arg(long)]
+        insecure_plaintext: bool,
     },
     /// Stop every node; data stays
     Down {
@@ -95,7 +98,9 @@ pub(crate) enum DevCommand {
 /// Does it.
 pub(crate) fn run(command: &DevCommand, as_json: bool) -> Outcomes<u8> {
     let cluster = match command {
-        DevCommand::Up { nodes, dir, base_port, roles } => up(dir, *nodes, *base_port, roles)?,
+        DevCommand::Up { nodes, dir, base_port, roles, insecure_plaintext } => {
+            up(dir, *nodes, *base_port, roles, *insecure_plaintext)?
+        }
         DevCommand::Down { dir } => down(dir)?,
         DevCommand::Status { dir } => Cluster::load(dir)?,
         DevCommand::Kill { node, dir } => kill(dir, *node)?,
@@ -116,6 +121,7 @@ pub(crate) fn up(
     nodes: Option<u16>,
     base_port: Option<u16>,
     roles: &[RolesOf],
+    insecure_plaintext: bool,
 ) -> Outcomes<Cluster> {
     let there = if Cluster::path(directory).exists() { Some(Cluster::load(directory)?) } else { None };
     let nodes = nodes.unwrap_or_else(|| there.map_or(1, |cluster| cluster.nodes.len() as u16));
@@ -140,10 +146,16 @@ pub(crate) fn up(
     let mut cluster = if Cluster::path(directory).exists() {
         let cluster = Cluster::load(directory)?;
         refuse_another(directory, &cluster, nodes, base_port, roles)?;
+        if insecure_plaintext && cluster.is_encrypted(directory) {
+            return Err(Failure::usage(
+                format!("{} holds a cluster that speaks TLS", directory.display()),
+                "leave --insecure-plaintext out, or use another --dir",
+            ));
+        }
         cluster
     } else {
         refuse_leftovers(directory)?;
-        Cluster::make(directory, nodes, base_port, roles)?
+        Cluster::make(directory, nodes, base_port, roles, insecure_plaintext)?
     };
     let all: Vec<u16> = cluster.nodes.iter().map(|node| node.id).collect();
     start_nodes(directory, &mut cluster, &all)?;
@@ -383,7 +395,7 @@ mod tests {
     #[test]
     fn roles_that_cannot_be_are_refused_before_anything_is_made() {
         let refused = |node, role| {
-            up(Path::new("unused"), Some(3), None, &[RolesOf { node, roles: vec![role] }]).unwrap_err()
+            up(Path::new("unused"), Some(3), None, &[RolesOf { node, roles: vec![role] }], false).unwrap_err()
         };
         assert!(refused(4, "store").message.contains("nodes 1 to 3"));
         let failure = refused(1, "ingress");

@@ -37,6 +37,11 @@ impl Dev {
         dev
     }
 
+    /// One node that serves in plain text, for whoever speaks its language by hand.
+    pub fn up_in_plain_text() -> Self {
+        Self::up_with(1, &["--insecure-plaintext"])
+    }
+
     /// Several nodes, with more words for `dev up`.
     pub fn up_with(nodes: u16, words: &[&str]) -> Self {
         let dev = Self::nothing();

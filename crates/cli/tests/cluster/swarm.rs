@@ -85,7 +85,7 @@ impl Swarm {
     /// So many nodes, healthy, each with its data where `place` says, or in its own directory.
     pub fn on(count: u16, place: impl Fn(u16) -> Option<PathBuf>) -> Self {
         let dev = Dev::nothing();
-        ok(&dev.run(&["keys", "generate", "--out", "keys"]));
+        ok(&dev.run(&["keys", "generate", "--out", "keys", "--insecure-plaintext"]));
         // All at once, so that no two get the same.
         let free: Vec<_> = (0..3 * count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let port = |n: u16| free[usize::from(n)].local_addr().unwrap().to_string();
@@ -99,7 +99,7 @@ impl Swarm {
             let [client, peer, admin] = [port(at), port(at + 1), port(at + 2)];
             let text = format!(
                 "[node]\nid = {id}\ndata = {data:?}\nkeyring = \"../keys/node.keyring\"\n\
-                 [listen]\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n\
+                 [listen]\ninsecure_plaintext = true\nclient = \"{client}\"\nadmin = \"{admin}\"\npeer = \"{peer}\"\ngossip = \"{peer}\"\n\
                  [cluster]\nseeds = [\"{first_peer}\"]\n"
             );
             fs::write(folder.join("node.toml"), text).unwrap();

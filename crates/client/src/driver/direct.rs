@@ -24,8 +24,7 @@ use tokio::task::JoinSet;
 
 use super::{clock::after, producers::Producers, tags};
 use crate::{
-    Options,
-    connection::{ConnectError, Connection},
+    connection::{Access, ConnectError, Connection},
     driver::Clock,
 };
 
@@ -74,7 +73,7 @@ impl Directs {
     }
 
     /// Begins and ends connections. Returns whether that may have set something free to go another way.
-    pub(super) fn steer(&mut self, clock: Clock, options: &Options, producers: &mut Producers) -> bool {
+    pub(super) fn steer(&mut self, clock: Clock, access: &Access, producers: &mut Producers) -> bool {
         let now = clock.now();
         let mut is_free = false;
         producers.take_wishes(&mut self.wishes);
@@ -84,10 +83,10 @@ impl Directs {
         while let Some(step) = self.decides.step(now, |node| producers.is_drained(Way::Direct(node))) {
             match step {
                 Step::Dial(node, address) => {
-                    let keyring = options.keyring.clone();
+                    let access = access.clone();
                     self.attempts.spawn(async move {
                         let until = after(ATTEMPT_TIME);
-                        (node, Connection::open(address, keyring, until, clock).await)
+                        (node, Connection::open(address, access, until, clock).await)
                     });
                 }
                 Step::Leave(node) => {

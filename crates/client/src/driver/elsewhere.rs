@@ -8,8 +8,7 @@ use tokio::{task::JoinSet, time::Instant};
 
 use super::{ATTEMPT_FIRST, RECONNECT_MAX, clock::after};
 use crate::{
-    Options,
-    connection::{ConnectError, Connection},
+    connection::{Access, ConnectError, Connection},
     driver::Clock,
 };
 
@@ -33,7 +32,7 @@ impl Elsewhere {
     }
 
     /// Tries the next of `servers`, unless an attempt is under way or all have just been tried.
-    pub(super) fn seek(&mut self, servers: &[String], options: &Options, clock: Clock) {
+    pub(super) fn seek(&mut self, servers: &[String], access: &Access, clock: Clock) {
         let rests = self.rests_until.is_some_and(|until| until > Instant::now());
         if servers.is_empty() || rests || !self.attempt.is_empty() {
             return;
@@ -41,8 +40,7 @@ impl Elsewhere {
         let server = servers[self.turn % servers.len()].clone();
         self.turn = self.turn.wrapping_add(1);
         self.rests_until = self.turn.is_multiple_of(servers.len()).then(|| after(ATTEMPT_FIRST + PAUSE));
-        let keyring = options.keyring.clone();
-        self.attempt.spawn(Connection::open(server, keyring, after(ATTEMPT_FIRST), clock));
+        self.attempt.spawn(Connection::open(server, access.clone(), after(ATTEMPT_FIRST), clock));
     }
 
     /// The attempt is not needed any more. Returns whether there was one.

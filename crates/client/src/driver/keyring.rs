@@ -17,7 +17,7 @@ use super::{
     clock::{after, wall},
     told,
 };
-use crate::{Error, KeyringState, Options};
+use crate::{Error, KeyringState, Options, connection::Access};
 
 /// What tells one content of a file from another without reading it: a file that was replaced has another number, one
 /// that was written to has other times.
@@ -196,6 +196,7 @@ impl Keyring {
         if keyring.is_same(&self.keyring) {
             return Ok(None);
         }
+        Access::new(&keyring).map_err(|error| error.to_string())?;
         self.replaced += 1;
         self.keyring = keyring.clone();
         Ok(Some(keyring))
@@ -223,6 +224,7 @@ impl Driver {
         self.producers.take_keyring(keyring);
         self.consumers.take_keyring(keyring);
         self.questions.take_keyring(keyring);
+        self.access = Access::new(keyring).expect("it was tried before it was taken");
         self.options.keyring = keyring.clone();
     }
 

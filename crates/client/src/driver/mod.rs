@@ -48,7 +48,7 @@ use self::{
 };
 use crate::{
     ClientKeyring, Error, KeyringState, Options, ProducerOptions,
-    connection::{CONNECT_TIME_MAX, ConnectError, Connection},
+    connection::{Access, CONNECT_TIME_MAX, ConnectError, Connection},
     producer::Submission,
 };
 
@@ -122,6 +122,7 @@ enum Served {
 
 pub(crate) struct Driver {
     options: Options,
+    access: Access,
     inbox: mpsc::UnboundedReceiver<Command>,
     /// Every handle of the program is gone: nothing more will be asked.
     abandoned: bool,
@@ -146,6 +147,7 @@ pub(crate) struct Driver {
 impl Driver {
     pub(crate) fn new(
         options: Options,
+        access: Access,
         inbox: mpsc::UnboundedReceiver<Command>,
         commands: mpsc::WeakUnboundedSender<Command>,
         first: First,
@@ -168,6 +170,7 @@ impl Driver {
             questions: Questions::new(tags::QUESTIONS, &options.keyring),
             keyring: Keyring::new(&options),
             closing: None,
+            access,
             options,
             inbox,
         }
@@ -203,8 +206,7 @@ impl Driver {
             if self.first.is_some() {
                 deadline = deadline.min(give_up);
             }
-            let connecting =
-                Connection::open(server.clone(), self.options.keyring.clone(), deadline, self.clock);
+            let connecting = Connection::open(server.clone(), self.access.clone(), deadline, self.clock);
             let Some(connected) = self.detached(connecting).await else { return };
             match connected.and_then(|home| self.same_cluster(home)) {
                 Ok(home) => {
@@ -420,7 +422,7 @@ impl Driver {
     fn pump_producers(&mut self, home: &mut BytesMut) {
         loop {
             self.producers.pump(&mut self.tags, home, self.direct.connections());
-            let is_free = self.direct.steer(self.clock, &self.options, &mut self.producers);
+            let is_free = self.direct.steer(self.clock, &self.access, &mut self.producers);
             let over = self.direct.write(self.direct_bounds());
             if over.is_empty() && !is_free {
                 return;
@@ -515,7 +517,7 @@ impl Driver {
         };
         let mut others = self.servers(&self.options.servers);
         others.retain(|server| !is_home(server));
-        self.elsewhere.seek(&others, &self.options, self.clock);
+        self.elsewhere.seek(&others, &self.access, self.clock);
     }
 
     /// Something was read at home. If it was given up already, it was given up too early.

@@ -3,7 +3,7 @@
 use std::{future::Future, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use swarmmq_client::{ClientKeyring, Options, SwarmMq};
+use swarmmq_client::{ClientKeyring, Options, SwarmMq, Trust};
 use swarmmq_protocol::{
     admin::Order,
     error::{Code, Outcome},
@@ -42,6 +42,7 @@ pub(crate) fn keyring(seed: u8) -> ClientKeyring {
         out.fill(next);
         next += 1;
     })
+    .and_then(|keyring| keyring.with_trust(Trust::InsecurePlaintext))
     .expect("the four secrets differ")
 }
 

@@ -151,6 +151,11 @@ pub enum Input {
         /// Bytes free for us.
         free_bytes: u64,
     },
+    /// What there is to say about the end of this node's certificate. `None`: nothing any more.
+    Certificate {
+        /// For people.
+        warning: Option<String>,
+    },
     /// A link to another node is up, in both directions.
     PeerUp {
         /// What it said of itself, and proved that it may.

@@ -329,6 +329,15 @@ impl Node {
                 action: "free space on the disk, or let consumers catch up".to_owned(),
             });
         }
+        if let Some(warning) = &self.counters.certificate {
+            problems.push(Problem {
+                what: warning.clone(),
+                meaning: "once it has expired, clients and nodes that connect to this node refuse it; connections that stand go on"
+                    .to_owned(),
+                action: "renew it: `swarmmq certs renew --ca DIR FILE`; the node takes the new one while it runs"
+                    .to_owned(),
+            });
+        }
         problems
     }
 }

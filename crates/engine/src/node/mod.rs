@@ -286,6 +286,7 @@ impl Node {
             Input::DiskFailed { what } => self.disk_failed(now, &what),
             Input::Read { ticket, result } => self.read(now, ticket, result),
             Input::DiskSpace { free_bytes } => self.free_bytes = free_bytes,
+            Input::Certificate { warning } => self.counters.certificate = warning,
             Input::PeerUp { hello } => self.peer_up(now, hello),
             Input::PeerDown { node, gone } => self.peer_down(now, node, gone),
             Input::Packet { from, packet } => self.packet(now, from, packet),

@@ -37,6 +37,8 @@ pub(super) struct Counters {
     pub(super) snapshots: u64,
     pub(super) moved: u64,
     pub(super) problems: Vec<String>,
+    /// Not a count: the latest word on this node's certificate.
+    pub(super) certificate: Option<String>,
 }
 
 /// How a metric moves.
@@ -116,6 +118,7 @@ impl Node {
         if self.is_slow() {
             problems.push("this node is slow: others lead in its place where they can".to_owned());
         }
+        problems.extend(self.counters.certificate.clone());
         Report { ready: reason.is_empty(), reason, problems, metrics: self.metrics() }
     }
 

@@ -8,7 +8,7 @@
 //!                                  <------  Welcome {HMAC(token, ..), limits}   or   Refused
 //! ```
 //! Both proofs cover the bytes of both hellos, under different labels, so that neither can be replayed or reflected.
-//! TLS will wrap the connection from outside and leave this as it is.
+//! TLS wraps the connection from outside and leaves this as it is.
 
 use std::fmt;
 

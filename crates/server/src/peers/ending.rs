@@ -10,6 +10,7 @@ use swarmmq_protocol::{
     session::peer::{PeerError, PeerHello},
     time::Instant,
 };
+use swarmmq_tls::TlsError;
 
 use super::{Origin, Owner, PeerEvent, Peers, roster::Target};
 use crate::{StartError, clock};
@@ -40,6 +41,8 @@ pub(super) enum Setback {
     Io(io::Error),
     Peer(PeerError),
     Said(String),
+    /// There was no TLS session: a certificate, or none.
+    Tls(TlsError),
 }
 
 impl Setback {
@@ -51,6 +54,7 @@ impl Setback {
             Self::Io(error) => error.to_string(),
             Self::Peer(error) => error.to_string(),
             Self::Said(why) => why.clone(),
+            Self::Tls(failure) => failure.to_string(),
         }
     }
 
@@ -75,11 +79,20 @@ impl Peers {
                 tracing::info!(node = peer.node.0, %error, "a link with another node broke");
                 self.inquire(now, &peer, now.monotonic.since(entry.since), owner);
             }
+            (None, Origin::Dialled { target, address, .. }) if TlsError::of(error).is_some() => {
+                let Some(failure) = TlsError::of(error) else { return };
+                self.failures.count(now.monotonic, "out", Some(address), failure);
+                self.dial_failed(now, target, address, &Setback::Tls(failure.clone()), owner);
+            }
             (None, Origin::Dialled { target, address, .. }) => {
                 let error = io::Error::new(error.kind(), error.to_string());
                 self.dial_failed(now, target, address, &Setback::Io(error), owner);
             }
             (None, Origin::Accepted) => {
+                if let Some(failure) = TlsError::of(error) {
+                    let from = entry.link.stream.socket().peer_addr().ok();
+                    self.failures.count(now.monotonic, "peer", from, failure);
+                }
                 tracing::debug!(%error, "a connection ended before its handshake");
             }
         }
@@ -143,6 +156,8 @@ impl Peers {
         let is_news = self.roster.failed(now.monotonic, target, why.clone(), chance());
         match failure {
             Setback::Peer(PeerError::Refused { code, .. }) if *code == Code::Busy.number() => {}
+            // Said where it is counted.
+            Setback::Tls(_) => {}
             Setback::Io(_) | Setback::Said(_) => {
                 if is_news {
                     tracing::info!(%address, why, "no link yet");

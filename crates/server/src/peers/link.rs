@@ -113,12 +113,16 @@ impl<S: Read + Write> PeerLink<S> {
     /// Writes what the socket takes. Returns whether everything went out.
     pub(crate) fn write(&mut self, now: Instant) -> io::Result<bool> {
         loop {
-            if self.wire.is_empty() && !self.fill_wire() {
-                self.wire = BytesMut::new();
-                self.blocked_since = None;
-                return Ok(true);
-            }
-            match self.stream.write(&self.wire) {
+            let is_all = self.wire.is_empty() && !self.fill_wire();
+            // What was taken may wait in front of the socket, as records.
+            let written =
+                if is_all { self.stream.flush().map(|()| 0) } else { self.stream.write(&self.wire) };
+            match written {
+                Ok(_) if is_all => {
+                    self.wire = BytesMut::new();
+                    self.blocked_since = None;
+                    return Ok(true);
+                }
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     self.wire.advance(count);

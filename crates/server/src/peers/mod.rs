@@ -34,6 +34,7 @@ use swarmmq_protocol::{
     },
     time::Instant,
 };
+use swarmmq_tls::Stream;
 
 use self::{
     ending::{Inquest, Setback},
@@ -44,6 +45,7 @@ use crate::{
     StartError, clock,
     link::ReadState,
     listener::{Listener, source_of},
+    tls::{Failures, Security, is_certified},
 };
 
 /// Tokens from here on belong to links with nodes; the first is the port's.
@@ -111,7 +113,7 @@ enum Origin {
 
 #[derive(Debug)]
 struct Entry {
-    link: PeerLink<TcpStream>,
+    link: PeerLink<Stream<TcpStream>>,
     origin: Origin,
     /// When it was begun, or since when it is up.
     since: Instant,
@@ -147,6 +149,9 @@ pub(crate) struct Peers {
     token: Option<JoinToken>,
     /// Who fails to prove itself too often.
     guard: Guard,
+    security: Security,
+    /// Sessions that did not come about.
+    failures: Failures,
     next_token: usize,
     scratch: Vec<u8>,
     /// Since when others say that this node's number is taken, and when somebody said so last.
@@ -165,6 +170,7 @@ impl Peers {
         listen: Option<SocketAddr>,
         seeds: &[SocketAddr],
         secret: MacKey,
+        security: Security,
         owner: &dyn Owner,
         now: Now,
     ) -> Result<Self, StartError> {
@@ -183,6 +189,8 @@ impl Peers {
             secret,
             token: None,
             guard: Guard::default(),
+            security,
+            failures: Failures::default(),
             next_token: FIRST_TOKEN + 1,
             scratch: vec![0; SCRATCH_BYTES],
             conflict: None,
@@ -294,6 +302,16 @@ impl Peers {
         }
     }
 
+    /// What new connections are protected with from now on.
+    pub(crate) fn set_security(&mut self, security: Security) {
+        self.security = security;
+    }
+
+    /// Sessions that did not come about, by port and kind.
+    pub(crate) fn failures(&self) -> BTreeMap<(&'static str, &'static str), u64> {
+        self.failures.counts()
+    }
+
     /// When [`Peers::turn`] has something to do without any event.
     pub(crate) fn next_at(&self, now: Now) -> Option<Instant> {
         if !self.unread.is_empty() {
@@ -311,7 +329,9 @@ impl Peers {
 
     /// Whether everything that was sent over links has been taken by their sockets.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.links.values().all(|entry| entry.peer.is_none() || !entry.link.has_output())
+        self.links
+            .values()
+            .all(|entry| entry.peer.is_none() || !(entry.link.has_output() || entry.link.is_blocked()))
     }
 
     /// How many links have gone down since the start.
@@ -341,8 +361,11 @@ impl Peers {
                 continue;
             }
             let handshake = PeerHandshake::accept(self.secret.clone(), owner.hello(), clock::random());
-            let link = PeerLink::new(stream, handshake, BytesMut::new());
-            if let Err(error) = self.admit(now, link, Origin::Accepted) {
+            let secured = self.security.accept_peer(stream);
+            let admitted = secured.and_then(|stream| {
+                self.admit(now, PeerLink::new(stream, handshake, BytesMut::new()), Origin::Accepted)
+            });
+            if let Err(error) = admitted {
                 tracing::warn!(%error, "a connection of a node could not be set up");
             }
         }
@@ -369,13 +392,19 @@ impl Peers {
         self.turned_away(now, why);
     }
 
-    fn admit(&mut self, now: Now, mut link: PeerLink<TcpStream>, origin: Origin) -> io::Result<usize> {
+    fn admit(
+        &mut self,
+        now: Now,
+        mut link: PeerLink<Stream<TcpStream>>,
+        origin: Origin,
+    ) -> io::Result<usize> {
         let token = self.next_token;
         self.next_token += 1;
-        link.stream.set_nodelay(true)?;
-        sockopt::set_socket_send_buffer_size(&link.stream, SEND_BUFFER_BYTES)?;
-        sockopt::set_tcp_user_timeout(&link.stream, UNCONFIRMED_MS_MAX)?;
-        self.registry.register(&mut link.stream, Token(token), Interest::READABLE | Interest::WRITABLE)?;
+        let socket = link.stream.socket_mut();
+        socket.set_nodelay(true)?;
+        sockopt::set_socket_send_buffer_size(&*socket, SEND_BUFFER_BYTES)?;
+        sockopt::set_tcp_user_timeout(&*socket, UNCONFIRMED_MS_MAX)?;
+        self.registry.register(socket, Token(token), Interest::READABLE | Interest::WRITABLE)?;
         self.links.insert(token, Entry { link, origin, since: now.monotonic, peer: None });
         self.strangers.push_back((now.monotonic + UNAUTHENTICATED_TIME_MAX, token));
         Ok(token)
@@ -395,6 +424,7 @@ impl Peers {
         );
         let origin = Origin::Dialled { target, address, connected: false };
         let begun = TcpStream::connect(address)
+            .and_then(|stream| self.security.dial(stream, address))
             .and_then(|stream| self.admit(now, PeerLink::new(stream, handshake, first), origin));
         if let Err(error) = begun {
             self.dial_failed(now, target, address, &Setback::Io(error), owner);
@@ -408,14 +438,13 @@ impl Peers {
         if *connected {
             return Ok(true);
         }
-        if let Some(error) = entry.link.stream.take_error()? {
+        let socket = entry.link.stream.socket();
+        if let Some(error) = socket.take_error()? {
             return Err(error);
         }
-        match entry.link.stream.peer_addr() {
+        match socket.peer_addr() {
             // The kernel picked the port that is dialled for this end: nobody listens there.
-            Ok(peer) if entry.link.stream.local_addr()? == peer => {
-                Err(io::ErrorKind::ConnectionRefused.into())
-            }
+            Ok(peer) if socket.local_addr()? == peer => Err(io::ErrorKind::ConnectionRefused.into()),
             Ok(_) => {
                 *connected = true;
                 Ok(true)
@@ -458,7 +487,11 @@ impl Peers {
                 entry.link.unread = true;
                 self.unread.push_back(token);
             }
-            ReadState::Closed => self.broken(now, token, &io::ErrorKind::UnexpectedEof.into(), owner),
+            ReadState::Closed => {
+                let failure = entry.link.stream.failure().cloned();
+                let error = failure.map_or_else(|| io::ErrorKind::UnexpectedEof.into(), io::Error::from);
+                self.broken(now, token, &error, owner);
+            }
         }
     }
 
@@ -478,11 +511,12 @@ impl Peers {
         let Some(entry) = self.links.get(&token) else { return };
         let origin = entry.origin;
         if origin == Origin::Accepted
-            && let Some(source) = source_of(&entry.link.stream)
+            && let Some(source) = source_of(entry.link.stream.socket())
         {
             self.guard.succeeded(source);
         }
-        let verdict = self.judge(now, token, &me, &hello).and_then(|replaced| {
+        let verdict = self.certified(token, &hello);
+        let verdict = verdict.and_then(|()| self.judge(now, token, &me, &hello)).and_then(|replaced| {
             owner.admits(now, &hello)?;
             Ok(replaced)
         });
@@ -523,6 +557,7 @@ impl Peers {
         self.up.insert(node, token);
         let Some(entry) = self.links.get_mut(&token) else { return };
         entry.since = now.monotonic;
+        entry.link.stream.trust();
         entry.peer = Some(hello.clone());
         tracing::info!(
             node = node.0,
@@ -532,6 +567,12 @@ impl Peers {
             "a link with another node is up"
         );
         owner.hear(now, PeerEvent::Up(hello));
+    }
+
+    /// Whether the certificate is the one of the node that it says it is: before anything that it says is believed.
+    fn certified(&self, token: usize, hello: &PeerHello) -> Result<(), (Code, String)> {
+        let Some(entry) = self.links.get(&token) else { return Ok(()) };
+        is_certified(&entry.link.stream, hello.node).map_err(|why| (Code::Unauthenticated, why))
     }
 
     /// Whether a connection with `hello` can be the link, and which one it replaces. Both ends come to the same end:
@@ -596,7 +637,7 @@ impl Peers {
             return;
         }
         if code != Code::Busy {
-            owner.turned_away(now, source_of(&entry.link.stream), Some(hello.node), code);
+            owner.turned_away(now, source_of(entry.link.stream.socket()), Some(hello.node), code);
         }
         entry.link.refuse(code, message);
         self.write(now, token, owner);
@@ -615,12 +656,13 @@ impl Peers {
         self.write(now, token, owner);
         let Some(entry) = self.close(token) else { return };
         let Origin::Dialled { target, address, .. } = entry.origin else {
-            let source = source_of(&entry.link.stream);
+            let source = source_of(entry.link.stream.socket());
             if let (PeerError::WrongSecret, Some(source)) = (error, source) {
                 self.guard.failed(now.monotonic, source);
             }
             owner.turned_away(now, source, None, error.code());
-            let from = entry.link.stream.peer_addr().map_or_else(|_| "?".into(), |from| from.to_string());
+            let from = entry.link.stream.socket().peer_addr();
+            let from = from.map_or_else(|_| "?".into(), |from| from.to_string());
             return self.turned_away(now, &format!("{error}, from {from}"));
         };
         if let (PeerError::SameNode(_), Target::Seed(seed)) = (error, target)
@@ -634,9 +676,10 @@ impl Peers {
 
     /// Whether the other end of a dialled connection is one that this process accepted.
     fn is_accepted_here(&self, dialled: &Entry) -> bool {
-        let Ok(local) = dialled.link.stream.local_addr() else { return false };
+        let Ok(local) = dialled.link.stream.socket().local_addr() else { return false };
         self.links.values().any(|entry| {
-            entry.origin == Origin::Accepted && entry.link.stream.peer_addr().is_ok_and(|peer| peer == local)
+            entry.origin == Origin::Accepted
+                && entry.link.stream.socket().peer_addr().is_ok_and(|peer| peer == local)
         })
     }
 
@@ -658,7 +701,8 @@ impl Peers {
 
     fn close(&mut self, token: usize) -> Option<Entry> {
         let mut entry = self.links.remove(&token)?;
-        if let Err(error) = self.registry.deregister(&mut entry.link.stream) {
+        entry.link.stream.close();
+        if let Err(error) = self.registry.deregister(entry.link.stream.socket_mut()) {
             tracing::debug!(%error, "a closed connection was not registered");
         }
         Some(entry)

@@ -12,6 +12,7 @@ use swarmmq_protocol::{
     id::ClusterId,
     packet::{Class, PacketReader},
 };
+use swarmmq_tls::{Authority, Host, Identity, Name};
 
 use super::*;
 use crate::clock::{Clock, Stopwatch};
@@ -95,7 +96,9 @@ impl Place {
         let owner = Recorder { hello, unwanted: None, turned_away: Vec::new(), events: Vec::new() };
         let registry = poll.registry().try_clone().unwrap();
         let secret = MacKey::new(SECRET);
-        let peers = Peers::start(registry, Some(address), seeds, secret, &owner, clock.now()).unwrap();
+        let peers =
+            Peers::start(registry, Some(address), seeds, secret, Security::Plain, &owner, clock.now())
+                .unwrap();
         Self { poll, peers, owner, clock, ahead: Duration::ZERO, address }
     }
 
@@ -264,7 +267,7 @@ fn both_ends_of_a_link_give_up_what_is_never_confirmed() {
     until(&mut [&mut one, &mut two], "a link", |all| all[0].is_linked(2) && all[1].is_linked(1));
     for place in [&one, &two] {
         for entry in place.peers.links.values() {
-            assert_eq!(sockopt::tcp_user_timeout(&entry.link.stream).unwrap(), UNCONFIRMED_MS_MAX);
+            assert_eq!(sockopt::tcp_user_timeout(entry.link.stream.socket()).unwrap(), UNCONFIRMED_MS_MAX);
         }
     }
 }
@@ -419,7 +422,7 @@ fn a_connection_that_breaks_between_processes_that_live_is_made_again() {
         place.heard();
     }
     let token = one.peers.up[&NodeId(2)];
-    one.peers.links[&token].link.stream.shutdown(net::Shutdown::Both).unwrap();
+    one.peers.links[&token].link.stream.socket().shutdown(net::Shutdown::Both).unwrap();
     let mut heard = [Vec::new(), Vec::new()];
     until(&mut [&mut one, &mut two], "a new link", |all| {
         for (place, heard) in all.iter_mut().zip(&mut heard) {
@@ -494,6 +497,77 @@ fn another_secret_is_found_out_and_waited_for() {
         all[1].peers.seeds_in_words().contains("secret does not match")
     });
     assert_eq!(two.peers.take_fatal(), None);
+    assert!(one.heard().is_empty() && two.heard().is_empty());
+}
+
+/// What a node with this certificate shows and believes.
+fn certified(authority: &Authority, node: u16) -> Security {
+    let hosts = [Host::parse("127.0.0.1").unwrap()];
+    let issued = authority.issue(&Name::Node(NodeId(node)), &hosts, 10).unwrap();
+    let (certificate, key) = (issued.certificate_pem.as_bytes(), issued.key_pem.as_bytes());
+    Security::of(&Identity::from_pem(certificate, key, authority.certificate_pem().as_bytes()).unwrap())
+        .unwrap()
+}
+
+#[test]
+fn links_with_certificates_carry_packets_of_every_size() {
+    let authority = Authority::make(10).unwrap();
+    let (mut one, mut two) = (Place::new(1), Place::new(2));
+    one.peers.set_security(certified(&authority, 1));
+    two.peers.set_security(certified(&authority, 2));
+    one.knows(&[&two]);
+    two.knows(&[&one]);
+    until(&mut [&mut one, &mut two], "a link", |all| all[0].is_linked(2) && all[1].is_linked(1));
+    assert_eq!((one.heard(), two.heard()), (vec!["up 2.1".to_owned()], vec!["up 1.1".to_owned()]));
+    let large: &'static [u8] = vec![b'x'; 3 << 20].leak();
+    one.send(2, Class::Bulk, large);
+    one.send(2, Class::Bulk, b"last");
+    let mut lengths = Vec::new();
+    until(&mut [&mut one, &mut two], "both packets", |all| {
+        lengths.extend(all[1].heard().iter().map(String::len));
+        lengths.len() == 2
+    });
+    assert_eq!(lengths, [large.len() + " from 1".len(), "last from 1".len()]);
+    until(&mut [&mut one, &mut two], "quiet", |all| all[0].peers.is_quiet());
+}
+
+#[test]
+fn a_node_with_another_one_s_certificate_is_turned_away_by_either_end() {
+    let authority = Authority::make(10).unwrap();
+    for (accepting, dialling, says) in [
+        (1, 3, "the certificate is for node 3, the hello says node 2"),
+        (3, 2, "the certificate is for node 3, the hello says node 1"),
+    ] {
+        let mut one = Place::new(1);
+        let mut two = Place::with(2, &[one.address], |_| {});
+        one.peers.set_security(certified(&authority, accepting));
+        two.peers.set_security(certified(&authority, dialling));
+        until(&mut [&mut one, &mut two], "words", |all| all[1].peers.seeds_in_words().contains(says));
+        // Whoever has the wrong one may take the other for a link until it hears the verdict.
+        let honest = if accepting == 1 { &mut one } else { &mut two };
+        assert!(honest.heard().is_empty());
+    }
+}
+
+#[test]
+fn what_is_no_session_is_counted_by_its_reason() {
+    let (authority, other) = (Authority::make(10).unwrap(), Authority::make(10).unwrap());
+    let mut one = Place::new(1);
+    let mut two = Place::with(2, &[one.address], |_| {});
+    one.peers.set_security(certified(&authority, 1));
+    two.peers.set_security(certified(&other, 2));
+    until(&mut [&mut one, &mut two], "words", |all| {
+        all[1].peers.seeds_in_words().contains("not trusted here")
+    });
+    until(&mut [&mut one, &mut two], "the count", |all| {
+        all[1].peers.failures().contains_key(&("out", "unknown_authority"))
+            && all[0].peers.failures().keys().any(|(port, reason)| (*port, *reason) == ("peer", "refused"))
+    });
+    // Plain text, spoken by a node without certificates.
+    two.peers.set_security(Security::Plain);
+    until(&mut [&mut one, &mut two], "the count", |all| {
+        all[0].peers.failures().contains_key(&("peer", "plain_text"))
+    });
     assert!(one.heard().is_empty() && two.heard().is_empty());
 }
 
