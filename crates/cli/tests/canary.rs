@@ -217,7 +217,9 @@ fn random_hex() -> String {
 /// The secrets of a keyring file: the name of the field and the bytes.
 fn secrets(keyring: &str) -> Vec<(String, Vec<u8>)> {
     let fields = keyring.lines().filter_map(|line| line.split_once(" = \""));
-    fields.map(|(name, value)| (name.to_owned(), unhex(value.trim_end_matches('"')))).collect()
+    // Only keys: the certificates of authorities are no secrets.
+    let keys = fields.filter(|(_, value)| value.len() == 65);
+    keys.map(|(name, value)| (name.to_owned(), unhex(value.trim_end_matches('"')))).collect()
 }
 
 /// What seals the messages of one address, as docs/design/sealing.md derives it.

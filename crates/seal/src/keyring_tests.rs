@@ -157,7 +157,10 @@ fn no_error_quotes_a_key() {
 
 #[test]
 fn a_keyring_does_not_print_its_secrets() {
-    assert_eq!(format!("{:?}", example()), "ClientKeyring { current_key: 1, payload_keys: [1], .. }");
+    assert_eq!(
+        format!("{:?}", example()),
+        "ClientKeyring { principal: \"root\", current_key: 1, payload_keys: [1], .. }"
+    );
 }
 
 #[test]

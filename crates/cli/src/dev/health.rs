@@ -66,11 +66,9 @@ async fn settled(cluster: &Cluster, client: &SwarmMq) -> Outcomes<()> {
         let missing = match client.admin(AdminRequest::Status).await {
             Ok(Some(AdminAnswer::Status(report))) => match missing(cluster, &report) {
                 Some(missing) => missing,
-                None => match report.problems.first() {
+                None => match worry(&report) {
                     // Whoever stopped nodes knows that something is wrong.
-                    Some(problem) if is_whole(cluster) && began.elapsed() < PROBLEM_TIME_MAX => {
-                        problem.what.clone()
-                    }
+                    Some(problem) if is_whole(cluster) && began.elapsed() < PROBLEM_TIME_MAX => problem,
                     _ => return Ok(()),
                 },
             },
@@ -90,6 +88,13 @@ async fn settled(cluster: &Cluster, client: &SwarmMq) -> Outcomes<()> {
         }
         tokio::time::sleep(LOOK_PAUSE).await;
     }
+}
+
+/// What is wrong, beside nodes that are slow: those serve, and on a busy machine some are.
+fn worry(report: &StatusReport) -> Option<String> {
+    let slow = report.nodes.iter().filter(|node| node.state == NodeState::Slow);
+    let slow: Vec<String> = slow.map(|node| format!("node {} is slow", node.id.0)).collect();
+    report.problems.iter().map(|problem| &problem.what).find(|what| !slow.contains(what)).cloned()
 }
 
 fn is_whole(cluster: &Cluster) -> bool {
@@ -142,7 +147,7 @@ mod tests {
     use std::path::PathBuf;
 
     use swarmmq_protocol::{
-        admin::{NodeStatus, ShardStatus},
+        admin::{NodeStatus, Problem, ShardStatus},
         id::{ClusterId, NodeId, ShardId, Term},
     };
 
@@ -204,5 +209,18 @@ mod tests {
         assert!(missing(&two, &report([true, true, false], 3, &all, &[])).is_some(), "the leader is gone");
         let one = cluster([true, false, false]);
         assert_eq!(missing(&one, &report([true, false, false], 0, &all, &[])), None);
+    }
+
+    #[test]
+    fn a_slow_node_is_not_waited_for() {
+        let all = [1, 2, 3];
+        let mut report = report([true; 3], 1, &all, &all);
+        let problem =
+            |what: &str| Problem { what: what.into(), meaning: String::new(), action: String::new() };
+        report.nodes[1].state = NodeState::Slow;
+        report.problems = vec![problem("node 2 is slow")];
+        assert_eq!(worry(&report), None);
+        report.problems.push(problem("shard 3 has no leader"));
+        assert_eq!(worry(&report).as_deref(), Some("shard 3 has no leader"));
     }
 }

@@ -45,7 +45,8 @@ impl Attacker {
     pub fn client(address: &str, keyring: &ClientKeyring) -> Self {
         let mut attacker = Self::stranger(address);
         let mut out = BytesMut::new();
-        let mut handshake = ClientHandshake::start(keyring.access_token(), "attacker", [7; 32], &mut out);
+        let mut handshake =
+            ClientHandshake::start(keyring.access_token(), keyring.principal(), [7; 32], &mut out);
         loop {
             attacker.stream.write_all(&out.split()).unwrap();
             let (header, body) = attacker.next_raw().expect("the node answers");

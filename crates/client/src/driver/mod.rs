@@ -645,7 +645,7 @@ impl Driver {
                 Some(Owner::Producer(number)) => self.producers.answered(number, request, &answer),
                 Some(Owner::Consumer(number)) => self.consumers.answered(number, request, &answer),
                 None if tag == tags::ORDERS => self.producers.unresolved(request, &answer),
-                None => self.questions.answered(request, &answer),
+                None => self.questions.answered(self.clock.now(), request, &answer),
             },
             Frame::Resolved(resolved) if tag == tags::ORDERS => {
                 self.producers.resolved(request, resolved.order);

@@ -3,7 +3,10 @@
 //! Each has a deadline. One whose connection broke is asked again on the next, unless asking twice could do more than
 //! asking once: then its outcome is unknown, and the program is told so at once.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use swarmmq_protocol::{
@@ -112,11 +115,16 @@ impl Question {
     }
 }
 
+/// Time after which a node that does not know everything yet is asked again.
+const LEARNING_PAUSE: Duration = Duration::from_millis(50);
+
 struct Asked {
     question: Question,
     until: Instant,
     /// At least once, on any connection.
     sent: bool,
+    /// The node does not know everything yet, as after a start. When it is asked again, and what it said.
+    again: Option<(Instant, Answer)>,
 }
 
 /// Questions under way. Bounded by the calls of the program that wait: what nobody awaits is dropped.
@@ -144,7 +152,7 @@ impl Questions {
     }
 
     pub(super) fn ask(&mut self, question: Question, until: Instant) {
-        self.asked.insert(self.next_request, Asked { question, until, sent: false });
+        self.asked.insert(self.next_request, Asked { question, until, sent: false, again: None });
         self.unsent.push_back(self.next_request);
         self.next_request += 1;
     }
@@ -152,6 +160,12 @@ impl Questions {
     /// Writes what was not sent yet, and ends what is late.
     pub(super) fn pump(&mut self, now: Instant, out: &mut BytesMut) {
         self.expire(now);
+        for (request, asked) in &mut self.asked {
+            if asked.again.as_ref().is_some_and(|(at, _)| *at <= now) {
+                asked.again = None;
+                self.unsent.push_back(*request);
+            }
+        }
         while let Some(request) = self.unsent.pop_front() {
             let Some(asked) = self.asked.get_mut(&request) else { continue };
             if !asked.question.is_awaited() {
@@ -171,7 +185,10 @@ impl Questions {
     /// Ends what is late. Deadlines pass without a connection too.
     pub(super) fn expire(&mut self, now: Instant) {
         for asked in self.take_where(|asked| asked.until <= now) {
-            asked.question.give_up(asked.sent, "no answer in time");
+            match asked.again {
+                Some((_, refused)) => asked.question.fail(refusal(&refused)),
+                None => asked.question.give_up(asked.sent, "no answer in time"),
+            }
         }
     }
 
@@ -187,6 +204,7 @@ impl Questions {
         for asked in self.take_where(lost) {
             asked.question.give_up(true, "the connection broke before the answer; it was not asked again");
         }
+        self.asked.values_mut().for_each(|asked| asked.again = None);
         self.unsent = self.asked.keys().copied().collect();
     }
 
@@ -227,7 +245,14 @@ impl Questions {
         told(reply, Ok((seen, peeked.next_offset, peeked.end)));
     }
 
-    pub(super) fn answered(&mut self, request: u64, answer: &Answer) {
+    /// A node that does not know everything yet has done nothing, and is asked again: it will in a moment.
+    pub(super) fn answered(&mut self, now: Instant, request: u64, answer: &Answer) {
+        let is_learning = answer.outcome == Outcome::Failed && answer.code == Code::NotLeader.number();
+        if let Some(asked) = self.asked.get_mut(&request).filter(|_| is_learning) {
+            asked.again = Some((now + LEARNING_PAUSE, answer.clone()));
+            asked.sent = false;
+            return;
+        }
         match self.take(request) {
             Some(Question::Admin(_, reply)) if answer.outcome == Outcome::Ok => told(reply, Ok(None)),
             Some(question) => question.fail(refusal(answer)),
@@ -237,7 +262,8 @@ impl Questions {
 
     /// When [`Questions::expire`] has something to do.
     pub(super) fn next_wake(&self) -> Option<Instant> {
-        self.asked.values().map(|asked| asked.until).min()
+        let at = |asked: &Asked| asked.again.as_ref().map_or(asked.until, |(at, _)| asked.until.min(*at));
+        self.asked.values().map(at).min()
     }
 
     fn see(&mut self, peek: &Peek, offset: Offset, reason: String, sealed: &Bytes) -> Result<Seen, Error> {
@@ -345,6 +371,32 @@ mod tests {
         assert!(look.try_recv().is_err(), "still open");
         assert!(later.try_recv().is_err(), "was not sent before, so it may be sent now");
         assert_eq!(sent(&mut questions, Instant(2)).len(), 2);
+    }
+
+    /// A node that had just been started refused what it was asked, and the program was told that it failed.
+    #[test]
+    fn a_node_that_does_not_know_everything_yet_is_asked_again() {
+        let mut questions = questions();
+        let mut change = admin(&mut questions, purge());
+        assert_eq!(sent(&mut questions, Instant(1)), [FrameKind::Admin]);
+        let request = *questions.asked.keys().next().unwrap();
+        let learning = Answer {
+            outcome: Outcome::Failed,
+            code: Code::NotLeader.number(),
+            message: "the node does not know everything yet".into(),
+        };
+        questions.answered(Instant(1), request, &learning);
+        assert!(change.try_recv().is_err(), "still open");
+        let again = Instant(1) + LEARNING_PAUSE;
+        assert_eq!((questions.next_wake(), sent(&mut questions, Instant(2))), (Some(again), vec![]));
+        assert_eq!(sent(&mut questions, again), [FrameKind::Admin]);
+        questions.answered(again, request, &learning);
+        questions.expire(UNTIL);
+        assert_eq!(
+            code_and_outcome(change.try_recv().unwrap()),
+            ("not_leader", Outcome::Failed),
+            "to the end"
+        );
     }
 
     #[test]
