@@ -27,6 +27,7 @@ struct Status {
     state: &'static str,
     cluster: Option<String>,
     /// Whether nodes may join without a token; null if that could not be found out.
+    #[serde(skip_serializing_if = "Option::is_none")]
     open_join: Option<bool>,
     nodes: Vec<Node>,
     shards: Vec<Shard>,

@@ -264,7 +264,8 @@ fn guess(address: &str, number: u64) -> Option<Code> {
 
 #[test]
 fn of_ten_thousand_guesses_few_are_looked_at_and_programs_that_are_connected_go_on() {
-    let dev = Dev::up();
+    // Guesses are raw frames.
+    let dev = Dev::up_in_plain_text();
     ok(&dev.run(&["send", "shop.orders", "one"]));
     let mut command = dev.command(&["--json", "recv", "shop.orders", "-n", "2", "--timeout", "120s"]);
     let running = Running(command.stdout(Stdio::null()).spawn().unwrap());
@@ -313,7 +314,7 @@ fn by_hand(root: &Path, name: &str, id: u16, seeds: &[&str]) -> Hand {
     let [client, peer, gossip, admin] =
         [port(), port(), port(), port()].map(|port| format!("127.0.0.1:{port}"));
     let text = format!(
-        "[node]\nid = {id}\ndata = \"data\"\nkeyring = \"../node.keyring\"\n[listen]\nclient = \"{client}\"\npeer = \"{peer}\"\ngossip = \"{gossip}\"\nadmin = \"{admin}\"\n[cluster]\nseeds = {seeds:?}\n"
+        "[node]\nid = {id}\ndata = \"data\"\nkeyring = \"../node.keyring\"\n[listen]\ninsecure_plaintext = true\nclient = \"{client}\"\npeer = \"{peer}\"\ngossip = \"{gossip}\"\nadmin = \"{admin}\"\n[cluster]\nseeds = {seeds:?}\n"
     );
     fs::write(directory.join("node.toml"), text).unwrap();
     Hand { directory, peer, client, admin }
@@ -347,7 +348,7 @@ fn a_node_joins_with_a_token_once_and_with_no_other() {
     let root = place.path();
     let run = |words: &[&str]| Command::new(SWARMMQ).args(words).stdin(Stdio::null()).output().unwrap();
     let keys = root.join("client.keyring").to_str().unwrap().to_owned();
-    ok(&run(&["keys", "generate", "--out", root.to_str().unwrap()]));
+    ok(&run(&["keys", "generate", "--insecure-plaintext", "--out", root.to_str().unwrap()]));
     let first = by_hand(root, "one", 1, &[]);
     ok(&run(&["init", "--config", &first.config()]));
     let _first = first.start(None);
