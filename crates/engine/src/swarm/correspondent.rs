@@ -16,10 +16,12 @@ const REPEAT_AFTER: Duration = Duration::from_millis(60);
 const REPEAT_UNSHOWN_AFTER: Duration = Duration::from_secs(5);
 /// Seconds over which losses are counted.
 const LOSS_SECONDS: usize = 20;
-/// What was measured is believed until it is off by so many thousandths...
-const LOSS_CHANGE_PERMILLE: u16 = 40;
-/// ...and by so many hundredths of itself: twenty seconds of 10 % loss are measured as anything from 6 to 14 %.
-const LOSS_CHANGE_PERCENT: u32 = 60;
+/// Loss of so many thousandths is as good as none: it is what more must stand out from.
+const LOSS_FLOOR_PERMILLE: u32 = 10;
+/// Twice as many standard deviations as what gets lost must be above what was believed: by chance, that happens to one link in a day or so...
+const RISE_DEVIATIONS_TWICE: u32 = 10;
+/// ...and below it. Less is enough, as it costs less to be wrong: what is lost after all stands out again.
+const FALL_DEVIATIONS_TWICE: u32 = 4;
 /// Longest gap that counts as loss: at 30 % loss one in 15,000 is longer. A longer one is an outage, which is not what loss means.
 const GAP_MAX: u64 = 8;
 /// Most of one gap that count: at 30 % loss one gap in forty is longer, and after a short cut nearly all are.
@@ -171,26 +173,31 @@ impl Correspondent {
         self.steady_permille
     }
 
-    /// Looks whether what gets lost has changed.
+    /// Looks whether what gets lost in twenty seconds has changed by more than chance. How many get lost by chance is a Poisson
+    /// variable: its variance is its mean.
     pub fn look_at_losses(&mut self, now: Instant) {
-        let (now, before) = (self.lost_permille(now), self.steady_permille);
-        let noise = LOSS_CHANGE_PERMILLE.max((u32::from(before) * LOSS_CHANGE_PERCENT / 100) as u16);
-        if now.abs_diff(before) > noise || now == 0 {
-            self.steady_permille = now;
-        }
-    }
-
-    /// In the last twenty seconds.
-    fn lost_permille(&self, now: Instant) -> u16 {
         let oldest = second(now).saturating_sub(LOSS_SECONDS as u64 - 1);
         let (mut expected, mut arrived) = (0, 0);
         for loss in self.losses.iter().filter(|loss| loss.second >= oldest) {
             (expected, arrived) = (expected + loss.expected, arrived + loss.arrived);
         }
         if expected == 0 {
-            return if self.window.highest() == 0 { 0 } else { 1000 };
+            self.steady_permille = if self.window.highest() == 0 { 0 } else { 1000 };
+            return;
         }
-        (expected.saturating_sub(arrived) * 1000 / expected.max(EXPECTED_MIN)) as u16
+        let lost = expected.saturating_sub(arrived);
+        let expected = expected.max(EXPECTED_MIN);
+        let before = u32::from(self.steady_permille);
+        let believed = expected * before.max(LOSS_FLOOR_PERMILLE) / 1000;
+        let off = 2 * lost.abs_diff(believed);
+        let has_changed = if lost > believed {
+            off * off > RISE_DEVIATIONS_TWICE * RISE_DEVIATIONS_TWICE * (believed + 1)
+        } else {
+            off * off > FALL_DEVIATIONS_TWICE * FALL_DEVIATIONS_TWICE * believed || lost == 0
+        };
+        if has_changed {
+            self.steady_permille = (lost * 1000 / expected) as u16;
+        }
     }
 
     /// The highest counter that came, and for how long it has been here, in microseconds.

@@ -42,8 +42,9 @@ impl Operator {
     /// Takes an answer; after a refusal the same question is asked again.
     pub fn frame(&mut self, frame: &Frame, out: &mut BytesMut) {
         if let Frame::Answer(answer) = frame {
-            // A node that is not there was removed: the answer that said so was lost.
-            if answer.outcome == Outcome::Ok || answer.code == Code::NoSuchNode.number() {
+            // A node that is not there was removed: the answer that said so was lost. Who is to be emptied joins yet.
+            let removes = matches!(self.questions.front(), Some(AdminRequest::NodeRemove { .. }));
+            if answer.outcome == Outcome::Ok || removes && answer.code == Code::NoSuchNode.number() {
                 self.questions.pop_front();
             }
             self.ask(out);
