@@ -16,7 +16,8 @@ use swarmmq_protocol::{
     id::NameError,
     limits::RULES_MAX,
 };
-use swarmmq_seal::ClientKeyring;
+use swarmmq_seal::{ClientCertificate, ClientKeyring, Trust};
+use swarmmq_tls::{Identity, Name};
 
 use crate::{
     address::unexpected,
@@ -39,6 +40,12 @@ pub(crate) enum AccessCommand {
         /// NAME=NUMBER: connections, messages-per-second, bytes-per-second, in-flight-bytes, addresses, groups, producers
         #[arg(long, value_name = "QUOTA", value_parser = quota)]
         quota: Vec<(Quota, u64)>,
+        /// It proves itself with this certificate instead of a token: the keyring names the file, as seen from where it lies
+        #[arg(long, value_name = "FILE", requires = "certificate_key")]
+        certificate: Option<PathBuf>,
+        /// The key of that certificate
+        #[arg(long, value_name = "FILE", requires = "certificate")]
+        certificate_key: Option<PathBuf>,
         /// Its keyring goes here; never overwrites
         #[arg(long)]
         out: PathBuf,
@@ -107,7 +114,7 @@ pub(crate) async fn run(command: &AccessCommand, target: &Target, as_json: bool)
     // Mistakes are told before anything is asked.
     let plan = Plan::of(command)?;
     let keyring = target.options(CONNECT_TIME_MAX)?.keyring;
-    if let Plan::Make { out, .. } = &plan {
+    if let Plan::Make { name, certificate, out, .. } = &plan {
         if keyring.principal() != ROOT {
             return Err(Failure::usage(
                 format!("this keyring is {}'s: only from root's can a token be made", keyring.principal()),
@@ -115,6 +122,7 @@ pub(crate) async fn run(command: &AccessCommand, target: &Target, as_json: bool)
             ));
         }
         refuse_existing(out)?;
+        certificate.iter().try_for_each(|certificate| check(&keyring, name, &certificate.beside(out)))?;
     }
     let client = target.connect(CONNECT_TIME_MAX).await?;
     let result = carry_out(&client, &keyring, plan, as_json).await;
@@ -128,6 +136,7 @@ enum Plan {
     Make {
         name: PrincipalName,
         request: AccessRequest,
+        certificate: Option<ClientCertificate>,
         out: PathBuf,
     },
     /// Something changes.
@@ -142,16 +151,18 @@ enum Plan {
 impl Plan {
     fn of(command: &AccessCommand) -> Outcomes<Self> {
         Ok(match command {
-            AccessCommand::Add { name, allow, quota, out } => {
+            AccessCommand::Add { name, allow, quota, certificate, certificate_key, out } => {
                 let name = principal(name)?;
+                let paths = certificate.clone().zip(certificate_key.clone());
+                let certificate = paths.map(|(certificate, key)| ClientCertificate { certificate, key });
                 let (rules, quotas) = (rules(allow)?, quotas(quota)?);
                 let request = AccessRequest::Add { name: name.clone(), rules, quotas };
-                Self::Make { name, request, out: out.clone() }
+                Self::Make { name, request, certificate, out: out.clone() }
             }
             AccessCommand::Rotate { name, overlap, out } => {
                 let name = principal(name)?;
                 let request = AccessRequest::Rotate { name: name.clone(), overlap: *overlap };
-                Self::Make { name, request, out: out.clone() }
+                Self::Make { name, request, certificate: None, out: out.clone() }
             }
             AccessCommand::Allow { name, rules: granted } => Self::change(name, |name| {
                 Ok(AccessRequest::Change { name, granted: rules(granted)?, revoked: Rules::default() })
@@ -180,12 +191,35 @@ impl Plan {
     }
 }
 
+/// Whether a certificate will let `name` in: told before anything is asked.
+fn check(keyring: &ClientKeyring, name: &PrincipalName, paths: &ClientCertificate) -> Outcomes<()> {
+    let Trust::Authorities(authorities) = keyring.trust() else {
+        return Err(Failure::usage(
+            "this keyring names no authority, so nodes look at no certificates".to_owned(),
+            "leave --certificate out, or let the cluster use TLS: `swarmmq certs init`",
+        ));
+    };
+    let identity = Identity::load_for(&paths.certificate, &paths.key, authorities.as_bytes())
+        .map_err(|error| Failure::usage(error.to_string(), error.hint()))?;
+    if *identity.name() == Name::Client(name.to_string()) {
+        return Ok(());
+    }
+    let (file, of) = (paths.certificate.display(), identity.name());
+    Err(Failure::usage(
+        format!("{file} is the certificate of {of}, the principal is {name}"),
+        "`swarmmq certs issue --ca DIR --client NAME` makes one",
+    ))
+}
+
 async fn carry_out(client: &SwarmMq, keyring: &ClientKeyring, plan: Plan, as_json: bool) -> Outcomes<u8> {
     match plan {
-        Plan::Make { name, request, out } => {
+        Plan::Make { name, request, certificate, out } => {
             let answer = client.admin(AdminRequest::Access(request)).await?;
             let Some(AdminAnswer::Generation(generation)) = answer else { return Err(unexpected()) };
-            let made = keyring.for_principal(client.cluster(), &name, generation);
+            let made = match certificate {
+                None => keyring.for_principal(client.cluster(), &name, generation),
+                Some(certificate) => keyring.for_certificate(&name, certificate),
+            };
             let made = made.map_err(|error| Failure::local(error.to_string(), "use root's keyring"))?;
             keys::write(&out, made.to_text().as_bytes()).map_err(|failure| Failure {
                 hint: format!("the principal has a new token: run `swarmmq access rotate {name} --out FILE`"),

@@ -176,3 +176,63 @@ fn a_certificate_that_ends_soon_is_warned_of() {
     ok(&dev.run(&["certs", "renew", "--ca", ".swarmmq", &file]));
     until("the end of it", PATIENCE, || last(&dev.run(&["status", "--json"]))["problems"] == json!([]));
 }
+
+#[test]
+fn a_client_with_a_certificate_needs_no_token_and_is_who_it_says() {
+    let dev = Dev::up_with(1, &[]);
+    let issue = |name: &str| {
+        ok(&dev.run(&["certs", "issue", "--ca", ".swarmmq", "--out", "certs", "--client", name]));
+    };
+    issue("billing");
+    issue("shop");
+    ok(&dev.run(&["address", "create", "shop.orders"]));
+    let with = |name: &str, certificate: &str, key: &str, out: &str| {
+        let rule = ["access", "add", name, "--allow", "publish:shop", "--out", out];
+        dev.run(&[&rule[..], &["--certificate", certificate, "--certificate-key", key]].concat())
+    };
+    // Mistakes are told before there is a principal.
+    let out = "certs/billing.keyring";
+    fails(
+        &with("billing", "client-shop.pem", "client-shop.key", out),
+        2,
+        &["client shop", "principal is billing"],
+    );
+    fails(&with("billing", "client-billing.pem", "client-shop.key", out), 2, &["does not belong"]);
+    fails(&with("billing", "missing.pem", "missing.key", out), 2, &["missing.pem", "certs issue"]);
+    fails(
+        &with("billing", "../.swarmmq/node-1/node.pem", "../.swarmmq/node-1/node.key", out),
+        2,
+        &["certificate of node 1"],
+    );
+    ok(&with("billing", "client-billing.pem", "client-billing.key", out));
+    let text = fs::read_to_string(dev.path(out)).unwrap();
+    assert!(!text.contains("access_token") && text.contains("certificate = \"client-billing.pem\""));
+
+    let send = |keyring: &str, address: &str| dev.run(&["send", address, "x", "--keyring", keyring]);
+    ok(&send(out, "shop.orders"));
+    fails(&send(out, "app.logs"), 4, &["billing", "app.logs"]);
+    // The certificate of another one, whatever the keyring says.
+    let stolen = text.replace("client-billing", "client-shop");
+    fs::write(dev.path("certs/stolen.keyring"), stolen).unwrap();
+    fails(&send("certs/stolen.keyring", "shop.orders"), 4, &["this certificate"]);
+    // Root has no certificate: who may make certificates is not who may do everything.
+    let root = text.replace("principal = \"billing\"\n", "");
+    fs::write(dev.path("certs/root.keyring"), root).unwrap();
+    fails(&send("certs/root.keyring", "shop.orders"), 7, &["access_token", "certificate_key"]);
+    ok(&dev.run(&["access", "disable", "billing"]));
+    fails(&send(out, "shop.orders"), 4, &["enabled principal"]);
+    ok(&dev.run(&["access", "enable", "billing"]));
+    // Renewed while a program runs that connects again and again; what is there in between does not end it.
+    let mut sender = dev.command(&["send", "shop.orders", "-", "--keyring", out]);
+    let mut sender = cluster::Running(sender.stdin(Stdio::piped()).spawn().unwrap());
+    let mut lines = sender.0.stdin.take().unwrap();
+    lines.write_all(b"one\n").unwrap();
+    let certificate = dev.path("certs/client-billing.pem");
+    ok(&dev.run(&["certs", "renew", "--ca", ".swarmmq", certificate.to_str().unwrap()]));
+    dev.crash_and_start();
+    lines.write_all(b"two\n").unwrap();
+    drop(lines);
+    assert_eq!(sender.code(), Some(0));
+    let received = dev.run(&["recv", "shop.orders", "-n", "3", "--timeout", "20s", "--json"]);
+    assert_eq!(cluster::column(&received, "body"), ["x", "one", "two"].map(Value::from));
+}

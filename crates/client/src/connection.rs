@@ -17,8 +17,8 @@ use swarmmq_protocol::{
         silence::{Bounds, Silence, Verdict},
     },
 };
-use swarmmq_seal::{ClientKeyring, Trust};
-use swarmmq_tls::{Connector, Stream, TlsError};
+use swarmmq_seal::{ClientCertificate, ClientKeyring, Trust};
+use swarmmq_tls::{Connector, Identity, Stream, TlsError};
 use tokio::{
     io::Interest,
     net::TcpStream,
@@ -45,6 +45,19 @@ pub(crate) struct Access {
 enum Security {
     InsecurePlaintext,
     Tls(Arc<Connector>),
+    /// With a certificate, which is read for every connection: it may be renewed at any time.
+    Certified {
+        authorities: String,
+        certificate: ClientCertificate,
+    },
+}
+
+/// The certificate as it is now.
+fn certified(authorities: &str, paths: &ClientCertificate) -> Result<Connector, Error> {
+    let identity = Identity::load_for(&paths.certificate, &paths.key, authorities.as_bytes());
+    identity
+        .and_then(|identity| Connector::new(authorities.as_bytes(), Some(&identity)))
+        .map_err(|error| Error::Trust(error.to_string()))
 }
 
 impl Access {
@@ -52,10 +65,16 @@ impl Access {
     pub(crate) fn new(keyring: &ClientKeyring) -> Result<Self, Error> {
         let security = match keyring.trust() {
             Trust::InsecurePlaintext => Security::InsecurePlaintext,
-            Trust::Authorities(pem) => {
-                let connector = Connector::new(pem.as_bytes(), None);
-                Security::Tls(Arc::new(connector.map_err(|error| Error::Trust(error.to_string()))?))
-            }
+            Trust::Authorities(pem) => match keyring.certificate() {
+                None => {
+                    let connector = Connector::new(pem.as_bytes(), None);
+                    Security::Tls(Arc::new(connector.map_err(|error| Error::Trust(error.to_string()))?))
+                }
+                Some(certificate) => {
+                    certified(pem, &certificate)?;
+                    Security::Certified { authorities: pem.clone(), certificate }
+                }
+            },
             Trust::Unsaid => return Err(Error::Trust("it names no authority to know nodes by".into())),
         };
         Ok(Self { keyring: keyring.clone(), security })
@@ -73,15 +92,23 @@ impl Access {
     fn secure(&self, server: &str, socket: TcpStream) -> Result<Stream<Socket>, ConnectError> {
         let peer: IpAddr = socket.peer_addr()?.ip();
         match &self.security {
-            Security::Tls(connector) => {
-                let host = server.rsplit_once(':').map_or(server, |(host, _)| host);
-                connector.connect(Socket(socket), host).map_err(|error| untrusted(server, error))
+            Security::Tls(connector) => connect(connector, server, socket),
+            Security::Certified { authorities, certificate } => {
+                // Whoever renews it may not be done.
+                let connector = certified(authorities, certificate)
+                    .map_err(|error| ConnectError::Io(error.to_string()))?;
+                connect(&connector, server, socket)
             }
             Security::InsecurePlaintext if peer.is_loopback() => Ok(Stream::plain(Socket(socket))),
             // A name that led elsewhere.
             Security::InsecurePlaintext => Err(not_on_loopback(server)),
         }
     }
+}
+
+fn connect(connector: &Connector, server: &str, socket: TcpStream) -> Result<Stream<Socket>, ConnectError> {
+    let host = server.rsplit_once(':').map_or(server, |(host, _)| host);
+    connector.connect(Socket(socket), host).map_err(|error| untrusted(server, error))
 }
 
 /// A socket of the runtime that never blocks.
@@ -174,7 +201,11 @@ impl Connection {
             }
         }
         let (token, principal) = (access.keyring.access_token(), access.keyring.principal());
-        let mut handshake = ClientHandshake::start(token, principal, crate::random(), &mut self.out);
+        let mut handshake = if access.keyring.certificate().is_some() {
+            ClientHandshake::start_certified(principal, crate::random(), &mut self.out)
+        } else {
+            ClientHandshake::start(token, principal, crate::random(), &mut self.out)
+        };
         loop {
             while self.has_output() {
                 self.stream.socket().0.writable().await?;

@@ -110,6 +110,12 @@ pub fn principal_token(
     Zeroizing::new(access.sign(&parts))
 }
 
+/// What stands in the place of a token where a principal is known by its certificate. It is no secret and proves nothing: that
+/// does the session around the handshake. It only ties both ends' proofs to the hellos and to the name, as a token does.
+pub fn certified_key(name: &str) -> MacKey {
+    MacKey::new(sha256(&[b"swarmmq/certified/v1", name.as_bytes()]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

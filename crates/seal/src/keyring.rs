@@ -4,6 +4,7 @@
 //! version = 1
 //! access_token = "64 hex digits"     # opens connections; nodes hold that of root, from which all others follow
 //! principal = "till-7"               # whose token it is; without this line root's
+//! certificate = "till-7.crt"         # instead of a token, with certificate_key: what proves who it is, beside this file
 //! admission_key = "64 hex digits"    # lets messages in; nodes hold it
 //! routing_key = "64 hex digits"      # hashes message keys; never rotates
 //! current_key = 1                    # seals new messages, until another key becomes active
@@ -35,7 +36,7 @@ use serde::{Deserialize, Deserializer, de};
 use swarmmq_protocol::{
     access::{PrincipalName, ROOT},
     id::{ClusterId, KeyId},
-    mac::{MacKey, principal_token},
+    mac::{MacKey, certified_key, principal_token},
     time::WallTime,
 };
 use zeroize::Zeroizing;
@@ -59,8 +60,10 @@ const PAYLOAD_KEY_TEXT_BYTES: usize = 240;
 const RETIRED_KEY_TEXT_BYTES: usize = 12;
 /// Largest text of authorities, in bytes: some ten certificates.
 pub const CA_BYTES_MAX: usize = 16 << 10;
+/// Longest path of a certificate or its key, in bytes.
+const PATH_BYTES_MAX: usize = 1024;
 /// Room for everything else.
-const OTHER_TEXT_BYTES: usize = 1024 + CA_BYTES_MAX;
+const OTHER_TEXT_BYTES: usize = 1024 + CA_BYTES_MAX + 2 * PATH_BYTES_MAX;
 const _: () = assert!(
     OTHER_TEXT_BYTES + PAYLOAD_KEYS_MAX * PAYLOAD_KEY_TEXT_BYTES + RETIRED_KEYS_MAX * RETIRED_KEY_TEXT_BYTES
         <= FILE_BYTES_MAX
@@ -78,7 +81,7 @@ pub struct ClientKeyring {
 pub(crate) struct Keys {
     /// `None`: root.
     pub(crate) principal: Option<PrincipalName>,
-    pub(crate) access_token: Secret,
+    pub(crate) opens: Opens,
     pub(crate) admission: Secret,
     pub(crate) routing: Secret,
     pub(crate) current: KeyId,
@@ -87,6 +90,38 @@ pub(crate) struct Keys {
     pub(crate) retired: BTreeSet<KeyId>,
     /// How nodes are known.
     pub(crate) trust: Trust,
+}
+
+/// What proves whose keyring it is.
+#[derive(Clone)]
+pub(crate) enum Opens {
+    Token(Secret),
+    Certificate(ClientCertificate),
+}
+
+/// Where a client's certificate and its key are. Paths are as they stand in the keyring: relative ones begin where it lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Certificates in PEM, the client's first.
+    pub certificate: PathBuf,
+    /// Its private key in PEM.
+    pub key: PathBuf,
+}
+
+impl ClientCertificate {
+    /// The same with paths that lead there from anywhere, for a keyring at `keyring`.
+    pub fn beside(&self, keyring: &Path) -> Self {
+        let directory = keyring.parent().unwrap_or(Path::new(""));
+        Self { certificate: directory.join(&self.certificate), key: directory.join(&self.key) }
+    }
+
+    fn texts(&self) -> Result<[&str; 2], KeyringError> {
+        let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
+        let fits = |text: &&str| (1..=PATH_BYTES_MAX).contains(&text.len()) && text.bytes().all(is_plain);
+        let certificate = self.certificate.to_str().filter(fits).ok_or(KeyringError::Path)?;
+        let key = self.key.to_str().filter(fits).ok_or(KeyringError::Path)?;
+        Ok([certificate, key])
+    }
 }
 
 /// How a client knows that it speaks with a node of its cluster.
@@ -118,7 +153,7 @@ impl ClientKeyring {
         let keys = Keys {
             trust: Trust::Unsaid,
             principal: None,
-            access_token: secret(),
+            opens: Opens::Token(secret()),
             admission: secret(),
             routing: secret(),
             current: KeyId(1),
@@ -171,10 +206,20 @@ impl ClientKeyring {
             raw.current_key.ok_or(KeyringError::Field { field: "current_key", why: FieldError::Missing })?;
         let principal = raw.principal.filter(|name| name != ROOT);
         let principal = principal.as_deref().map(PrincipalName::parse).transpose();
+        let principal = principal.map_err(|_| KeyringError::Principal)?;
+        let opens = match (raw.access_token, raw.certificate, raw.certificate_key) {
+            (None, Some(certificate), Some(key)) if principal.is_some() => {
+                let paths = ClientCertificate { certificate: certificate.into(), key: key.into() };
+                paths.texts()?;
+                Opens::Certificate(paths)
+            }
+            (token, None, None) => Opens::Token(field("access_token", token)?),
+            _ => return Err(KeyringError::Certificate),
+        };
         let keys = Keys {
             trust: Trust::Unsaid,
-            principal: principal.map_err(|_| KeyringError::Principal)?,
-            access_token: field("access_token", raw.access_token)?,
+            principal,
+            opens,
             admission: field("admission_key", raw.admission_key)?,
             routing: field("routing_key", raw.routing_key)?,
             current: KeyId(current),
@@ -193,7 +238,16 @@ impl ClientKeyring {
                 + keys.retired.len() * RETIRED_KEY_TEXT_BYTES,
         );
         text.push_str("# SwarmMQ keyring for clients. Whoever reads it can read and send messages.\n");
-        push_shared(&mut text, &keys.access_token, &keys.admission);
+        push_version(&mut text);
+        match &keys.opens {
+            Opens::Token(token) => push_hex(&mut text, "access_token", token),
+            Opens::Certificate(paths) => {
+                let [certificate, key] = paths.texts().expect("checked when it came");
+                writeln!(text, "certificate = \"{certificate}\"\ncertificate_key = \"{key}\"")
+                    .expect("writing to a string cannot fail");
+            }
+        }
+        push_hex(&mut text, "admission_key", &keys.admission);
         if let Some(principal) = &keys.principal {
             writeln!(text, "principal = \"{principal}\"").expect("writing to a string cannot fail");
         }
@@ -224,16 +278,16 @@ impl ClientKeyring {
     /// * `random` as for [`ClientKeyring::generate`].
     pub fn to_node_text(&self, random: &mut dyn FnMut(&mut [u8])) -> Result<Zeroizing<String>, KeyringError> {
         let keys = self.keys();
-        if keys.principal.is_some() {
-            return Err(KeyringError::NotRoot);
-        }
+        let access_token = keys.root_token()?;
         let peer = Secret::filled(|out| random(out));
-        let mut seen = vec![&keys.access_token, &keys.admission, &keys.routing];
+        let mut seen = vec![access_token, &keys.admission, &keys.routing];
         seen.extend(keys.payload.values().map(|key| &key.secret));
         check(&peer, &mut seen).map_err(|why| KeyringError::Field { field: PEER_SECRET, why })?;
         let mut text = text_with_room(1024);
         text.push_str("# SwarmMQ keyring for nodes. It lets messages and nodes in and opens none.\n");
-        push_shared(&mut text, &keys.access_token, &keys.admission);
+        push_version(&mut text);
+        push_hex(&mut text, "access_token", access_token);
+        push_hex(&mut text, "admission_key", &keys.admission);
         push_hex(&mut text, PEER_SECRET, &peer);
         Ok(text)
     }
@@ -262,16 +316,23 @@ impl ClientKeyring {
         generation: u64,
     ) -> Result<Self, KeyringError> {
         let keys = self.keys();
-        if keys.principal.is_some() {
-            return Err(KeyringError::NotRoot);
-        }
+        keys.root_token()?;
         let token = principal_token(&self.access_token(), cluster, name.as_str(), generation);
-        let made = Keys {
-            principal: Some(name.clone()),
-            access_token: Secret::filled(|out| out.copy_from_slice(&token[..])),
-            ..keys.clone()
-        };
-        made.checked()
+        let opens = Opens::Token(Secret::filled(|out| out.copy_from_slice(&token[..])));
+        Keys { principal: Some(name.clone()), opens, ..keys.clone() }.checked()
+    }
+
+    /// The same keys for another principal, that proves itself with a certificate.
+    pub fn for_certificate(
+        &self,
+        name: &PrincipalName,
+        certificate: ClientCertificate,
+    ) -> Result<Self, KeyringError> {
+        let keys = self.keys();
+        keys.root_token()?;
+        certificate.texts()?;
+        let opens = Opens::Certificate(certificate);
+        Keys { principal: Some(name.clone()), opens, ..keys.clone() }.checked()
     }
 
     /// Whose keyring it is, as nodes know it.
@@ -279,9 +340,22 @@ impl ClientKeyring {
         self.keys.principal.as_ref().map_or(ROOT, PrincipalName::as_str)
     }
 
-    /// The token of [`ClientKeyring::principal`], which opens a connection.
+    /// The token of [`ClientKeyring::principal`], which opens a connection; with a certificate, what stands in its place.
     pub fn access_token(&self) -> MacKey {
-        MacKey::new(*self.keys.access_token.bytes())
+        match &self.keys.opens {
+            Opens::Token(token) => MacKey::new(*token.bytes()),
+            Opens::Certificate(_) => certified_key(self.principal()),
+        }
+    }
+
+    /// The certificate that proves who it is, in place of a token; paths as seen from here.
+    pub fn certificate(&self) -> Option<ClientCertificate> {
+        match &self.keys.opens {
+            Opens::Token(_) => None,
+            Opens::Certificate(paths) => {
+                Some(self.source().map_or_else(|| paths.clone(), |keyring| paths.beside(keyring)))
+            }
+        }
     }
 
     /// The key under which nodes let messages in.
@@ -325,14 +399,23 @@ impl fmt::Debug for ClientKeyring {
 }
 
 impl Keys {
+    /// Of root: from no other token can others be made.
+    fn root_token(&self) -> Result<&Secret, KeyringError> {
+        match &self.opens {
+            Opens::Token(token) if self.principal.is_none() => Ok(token),
+            _ => Err(KeyringError::NotRoot),
+        }
+    }
+
     /// Whether these keys may be used together: none zero, no two equal, the current one there.
     pub(crate) fn checked(self) -> Result<ClientKeyring, KeyringError> {
         let mut seen = Vec::with_capacity(3 + self.payload.len());
-        for (field, secret) in [
-            ("access_token", &self.access_token),
-            ("admission_key", &self.admission),
-            ("routing_key", &self.routing),
-        ] {
+        let token = match &self.opens {
+            Opens::Token(token) => Some(("access_token", token)),
+            Opens::Certificate(_) => None,
+        };
+        let others = [("admission_key", &self.admission), ("routing_key", &self.routing)];
+        for (field, secret) in token.into_iter().chain(others) {
             check(secret, &mut seen).map_err(|why| KeyringError::Field { field, why })?;
         }
         for (id, key) in &self.payload {
@@ -465,6 +548,10 @@ pub enum KeyringError {
     TooManyKeys(usize),
     /// Far larger than any keyring; the rest was not read.
     TooLarge,
+    /// Neither an access token nor a certificate with its key for a principal that is named, or both.
+    Certificate,
+    /// A path of a certificate or key that a keyring cannot hold.
+    Path,
     /// `ca` is no text of certificates in PEM, or longer than [`CA_BYTES_MAX`].
     Authorities,
     /// It has a `ca`, and says `insecure_plaintext` too: only one of them can hold.
@@ -499,6 +586,13 @@ impl fmt::Display for KeyringError {
                 write!(f, "{count} payload keys where at most {PAYLOAD_KEYS_MAX} are allowed")
             }
             Self::TooLarge => write!(f, "larger than {FILE_BYTES_MAX} bytes"),
+            Self::Certificate => f.write_str(
+                "it needs an access_token, or a principal with certificate and certificate_key: not both, not half",
+            ),
+            Self::Path => write!(
+                f,
+                "certificate and certificate_key are paths of at most {PATH_BYTES_MAX} printable characters"
+            ),
             Self::Authorities => {
                 write!(f, "ca holds no certificates in PEM, or more than {CA_BYTES_MAX} bytes of them")
             }
@@ -546,6 +640,8 @@ struct Raw {
     #[serde(rename = "version")]
     _version: i64,
     access_token: Option<HexKey>,
+    certificate: Option<String>,
+    certificate_key: Option<String>,
     principal: Option<String>,
     admission_key: Option<HexKey>,
     peer_secret: Option<de::IgnoredAny>,
@@ -648,10 +744,8 @@ pub(crate) fn text_with_room(bytes: usize) -> Zeroizing<String> {
     Zeroizing::new(String::with_capacity(bytes))
 }
 
-fn push_shared(text: &mut String, access_token: &Secret, admission: &Secret) {
+fn push_version(text: &mut String) {
     push_number(text, "version", VERSION.unsigned_abs());
-    push_hex(text, "access_token", access_token);
-    push_hex(text, "admission_key", admission);
 }
 
 pub(crate) fn push_number(text: &mut String, field: &str, number: u64) {

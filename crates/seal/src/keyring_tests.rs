@@ -49,6 +49,37 @@ fn a_principal_has_a_token_of_its_own_beside_the_same_keys() {
 }
 
 #[test]
+fn a_principal_with_a_certificate_has_no_token_and_makes_none() {
+    let (root, name) = (example(), PrincipalName::parse("till-7").unwrap());
+    let paths =
+        |certificate: &str, key: &str| ClientCertificate { certificate: certificate.into(), key: key.into() };
+    let till = root.for_certificate(&name, paths("till.pem", "/keys/till.key")).unwrap();
+    let again = ClientKeyring::parse(&till.to_text()).unwrap();
+    assert_eq!((again.principal(), again.to_text()), ("till-7", till.to_text()));
+    assert_eq!(
+        again.certificate(),
+        Some(paths("till.pem", "/keys/till.key")),
+        "of a text: as it stands there"
+    );
+    let beside = paths("till.pem", "/keys/till.key").beside(Path::new("/etc/mq/till.keyring"));
+    assert_eq!(beside, paths("/etc/mq/till.pem", "/keys/till.key"));
+    assert!(!till.to_text().contains(&"a0".repeat(32)) && root.certificate().is_none());
+    // What stands for the token is no secret, and not root's.
+    assert_eq!(again.access_token().sign(&[b"x"]), certified_key("till-7").sign(&[b"x"]));
+    assert_eq!(till.for_principal(ClusterId(5), &name, 2).unwrap_err(), KeyringError::NotRoot);
+    assert_eq!(till.for_certificate(&name, paths("a", "b")).unwrap_err(), KeyringError::NotRoot);
+    let without = |line: &str| ClientKeyring::parse(&till.to_text().replace(line, "")).unwrap_err();
+    assert_eq!(without("principal = \"till-7\"\n"), KeyringError::Certificate, "root has none");
+    assert_eq!(without("certificate_key = \"/keys/till.key\"\n"), KeyringError::Certificate);
+    let both =
+        till.to_text().replace("principal", &format!("access_token = \"{}\"\nprincipal", "b1".repeat(32)));
+    assert_eq!(ClientKeyring::parse(&both).unwrap_err(), KeyringError::Certificate);
+    for bad in ["", "a\"b", "a\nb", "\u{e4}", &"x".repeat(PATH_BYTES_MAX + 1)] {
+        assert_eq!(root.for_certificate(&name, paths(bad, "b")).unwrap_err(), KeyringError::Path, "{bad:?}");
+    }
+}
+
+#[test]
 fn the_largest_keyring_fits_its_file() {
     let mut text = example().to_text().to_string();
     for id in 2..=PAYLOAD_KEYS_MAX {

@@ -16,7 +16,8 @@ mod turn;
 mod vectors;
 
 pub use keyring::{
-    CA_BYTES_MAX, ClientKeyring, FieldError, KeyringError, LoadError, PAYLOAD_KEYS_MAX, Trust,
+    CA_BYTES_MAX, ClientCertificate, ClientKeyring, FieldError, KeyringError, LoadError, PAYLOAD_KEYS_MAX,
+    Trust,
 };
 pub use lifecycle::{ChangeError, Imported, KeyState, PayloadKeyInfo};
 pub use plaintext::{ContentError, Opened, UserHeader};

@@ -19,7 +19,7 @@ use swarmmq_protocol::{
     session::{guard::Source, peer::PeerHello},
     time::Instant,
 };
-use swarmmq_tls::Stream;
+use swarmmq_tls::{Name, Stream};
 
 use crate::{
     StartError, acquaintances,
@@ -397,6 +397,12 @@ impl Worker<'_> {
             }
             match link.next_frame() {
                 Ok(Some((header, body))) => {
+                    if !link.is_authenticated()
+                        && let Some(Name::Client(name)) = link.stream.peer()
+                    {
+                        let name = name.to_string();
+                        self.node.handle(now, Input::Certified { connection: id, name });
+                    }
                     self.node.handle(now, Input::Frame { connection: id, header, body });
                     if !link.is_authenticated() && self.node.is_authenticated(id) {
                         link.set_authenticated();

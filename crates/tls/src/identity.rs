@@ -57,15 +57,20 @@ impl Identity {
     ///
     /// * `authorities`: may hold several, while one replaces another.
     pub fn load(certificate: &Path, key: &Path, authorities: &Path) -> Result<Self, CertificateError> {
-        let (chain, roots) = (read(certificate)?, read(authorities)?);
-        let secret = read(key)?;
-        Self::from_pem(&chain, &secret, &roots).map_err(|error| {
-            let path = match &error {
-                CertificateError::NoKey | CertificateError::WrongKey => key,
-                CertificateError::NoAuthority => authorities,
-                _ => certificate,
-            };
-            error.of(path)
+        let roots = read(authorities)?;
+        Self::load_for(certificate, key, &roots).map_err(|error| match error {
+            CertificateError::NoAuthority => error.of(authorities),
+            error => error,
+        })
+    }
+
+    /// The same where the authorities are at hand, in PEM.
+    pub fn load_for(certificate: &Path, key: &Path, authorities: &[u8]) -> Result<Self, CertificateError> {
+        let (chain, secret) = (read(certificate)?, read(key)?);
+        Self::from_pem(&chain, &secret, authorities).map_err(|error| match error {
+            CertificateError::NoKey | CertificateError::WrongKey => error.of(key),
+            CertificateError::NoAuthority => error,
+            error => error.of(certificate),
         })
     }
 

@@ -10,8 +10,8 @@ use swarmmq_protocol::{
     error::{Code, Outcome as Fate},
     frame::{Frame, Refused, Settle, SettleAction, SettledRun},
     limits::{PUBLISH_WINDOW_BYTES, RULES_MAX},
-    mac::{MacKey, principal_token},
-    session::handshake::Candidates,
+    mac::{MacKey, certified_key, principal_token},
+    session::handshake::{Auth, Candidates},
     time::Instant,
 };
 
@@ -29,8 +29,8 @@ const TOKEN_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(366 *
 pub(super) enum Identity {
     /// May do everything.
     Root,
-    /// A principal, with the token of this generation.
-    Named(PrincipalName, u64),
+    /// A principal, with the token of this generation; `None`: with its certificate.
+    Named(PrincipalName, Option<u64>),
 }
 
 impl Identity {
@@ -114,7 +114,10 @@ impl Node {
     }
 
     /// How `name` can prove itself here. Costs the same whether there is such a principal or not.
-    pub(super) fn candidates(&self, now: Now, name: &str) -> Candidates {
+    ///
+    /// * `shown`: whose certificate the session around the connection has shown, where that is to be the proof. Root has none:
+    ///   who may make certificates is not who may do everything.
+    pub(super) fn candidates(&self, now: Now, name: &str, shown: Option<Option<&str>>) -> Candidates {
         let parsed = PrincipalName::parse(name).ok();
         let found = parsed.as_ref().and_then(|name| self.principal(name).map(|found| (name, found)));
         // Generations that are never given out, for a name that nobody has.
@@ -127,8 +130,13 @@ impl Node {
             MacKey::new(*principal_token(&self.config.access_token, self.config.cluster, name, generation))
         };
         let mut tokens = [token(current), token(before)];
-        if is_root(name) {
-            tokens[0] = self.config.access_token.clone();
+        match shown {
+            None if is_root(name) => tokens[0] = self.config.access_token.clone(),
+            None => {}
+            Some(shown) if shown == Some(name) && found.is_some() => {
+                tokens = [(); 2].map(|()| certified_key(name))
+            }
+            Some(_) => tokens = [(); 2].map(|()| token(u64::MAX)),
         }
         let quota = |quota| found.map_or(0, |(_, principal)| principal.quotas.of(quota));
         let connections = found.map_or(0, |(name, _)| self.guests.connections(name));
@@ -136,22 +144,26 @@ impl Node {
         let window = Some(quota(Quota::InFlight)).filter(|bytes| *bytes > 0);
         Candidates {
             tokens,
-            is_known: is_root(name) || found.is_some_and(|(_, principal)| principal.enabled),
+            is_known: is_root(name) && shown.is_none()
+                || found.is_some_and(|(_, principal)| principal.enabled),
             is_learning: self.is_learning(),
             not_now: is_full.then_some((Code::Quota, "the principal has as many connections as it may")),
             publish_window_bytes: window.unwrap_or(PUBLISH_WINDOW_BYTES),
         }
     }
 
-    /// Whoever has proven to be `name`, with the current token or the one before.
-    pub(super) fn identity(&self, name: &str, is_current: bool) -> Identity {
+    /// Whoever has proven to be `name`, with the current token or the one before, or with a certificate.
+    pub(super) fn identity(&self, name: &str, auth: Auth, is_current: bool) -> Identity {
         let parsed = PrincipalName::parse(name).ok();
         parsed.map_or(Identity::Root, |name| {
+            if auth == Auth::Certificate {
+                return Identity::Named(name, None);
+            }
             let generation = self.principal(&name).map_or(0, |principal| match principal.previous {
                 Some((before, _)) if !is_current => before,
                 _ => principal.generation,
             });
-            Identity::Named(name, generation)
+            Identity::Named(name, Some(generation))
         })
     }
 
@@ -370,7 +382,9 @@ impl Node {
                 ended.push((*id, Code::Unauthenticated, "the principal is not let in any more"));
                 continue;
             };
-            if *generation != principal.generation {
+            if let Some(generation) = generation
+                && *generation != principal.generation
+            {
                 let until =
                     principal.previous.filter(|(before, _)| before == generation).map(|(_, until)| until);
                 let Some(until) = until.filter(|until| now.wall < *until) else {

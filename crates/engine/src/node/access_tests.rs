@@ -64,7 +64,17 @@ fn enter(world: &mut World, who: &str, token: MacKey, source: Source) -> Result<
     world.node.handle(world.now, Input::Connected { connection, nonce: [3; 32], source });
     world.run();
     let mut out = BytesMut::new();
-    let mut handshake = ClientHandshake::start(token, who, [4; 32], &mut out);
+    let handshake = ClientHandshake::start(token, who, [4; 32], &mut out);
+    shake(world, connection, handshake, out)
+}
+
+/// Goes on with a handshake that has begun with `out`.
+fn shake(
+    world: &mut World,
+    connection: ConnectionId,
+    mut handshake: ClientHandshake,
+    mut out: BytesMut,
+) -> Result<ConnectionId, Refused> {
     while !world.node.is_authenticated(connection) {
         world.deliver_bytes(connection, &mut out);
         for (request, frame) in world.take(connection) {
@@ -647,4 +657,53 @@ fn the_setting_opens_the_door_and_closes_it() {
     };
     let AdminAnswer::Settings(all) = reply.0 else { panic!() };
     assert!(all.contains(&("cluster.open_join".to_owned(), "true".to_owned())));
+}
+
+/// Like [`enter`], with the certificate of `shown` in place of a token.
+fn enter_certified(world: &mut World, who: &str, shown: Option<&str>) -> Result<ConnectionId, Refused> {
+    let connection = ConnectionId(world.next_connection);
+    world.next_connection += 1;
+    world.inboxes.insert(connection, (FrameReader::new(), VecDeque::new()));
+    let source = ELSEWHERE;
+    world.node.handle(world.now, Input::Connected { connection, nonce: [3; 32], source });
+    if let Some(name) = shown {
+        world.node.handle(world.now, Input::Certified { connection, name: name.to_owned() });
+    }
+    let mut out = BytesMut::new();
+    let handshake = ClientHandshake::start_certified(who, [4; 32], &mut out);
+    shake(world, connection, handshake, out)
+}
+
+#[test]
+fn a_certificate_lets_in_as_the_principal_that_it_names_and_as_nobody_else() {
+    let mut world = World::new();
+    let root = world.connect();
+    for who in ["billing", "shop"] {
+        add(&mut world, root, who, &["publish:shop"], &[]);
+    }
+    let refused = |result: Result<ConnectionId, Refused>| Code::from_number(result.unwrap_err().code);
+    let billing = enter_certified(&mut world, "billing", Some("billing")).unwrap();
+    assert!(world.node.is_authenticated(billing));
+    let strangers = [
+        ("shop", Some("billing")),
+        ("billing", None),
+        ("nobody", Some("nobody")),
+        ("root", Some("root")),
+        ("", Some("")),
+    ];
+    for (who, shown) in strangers {
+        world.pass(Duration::from_secs(700));
+        let result = enter_certified(&mut world, who, shown);
+        assert_eq!(refused(result), Some(Code::Unauthenticated), "{who} with {shown:?}");
+    }
+    // Its rules are those of the principal...
+    assert_eq!(code(&world.ask(billing, &peek("shop"))), Some(Code::NotAllowed));
+    // ...another token ends nothing, and whoever is disabled goes.
+    let rotate = AccessRequest::Rotate { name: name("billing"), overlap: Duration::ZERO };
+    world.ask(root, &admin(rotate));
+    assert!(!world.closed.contains(&billing));
+    change(&mut world, root, AccessRequest::Enable { name: name("billing"), enabled: false });
+    assert!(world.closed.contains(&billing));
+    world.pass(Duration::from_secs(700));
+    assert_eq!(refused(enter_certified(&mut world, "billing", Some("billing"))), Some(Code::Unauthenticated));
 }

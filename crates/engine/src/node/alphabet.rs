@@ -99,6 +99,13 @@ pub enum Input {
         /// Where it comes from.
         source: Source,
     },
+    /// A client has shown a certificate and proven to have its key. Before any frame of its.
+    Certified {
+        /// Whose connection.
+        connection: ConnectionId,
+        /// Whose certificate.
+        name: String,
+    },
     /// Somebody was turned away at the port for nodes.
     PeerRefused {
         /// Where it came from.

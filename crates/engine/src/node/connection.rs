@@ -13,7 +13,7 @@ use swarmmq_protocol::{
     limits::SEQUENCE_MAX,
     session::{
         guard::Source,
-        handshake::{HandshakeError, ServerHandshake},
+        handshake::{Auth, HandshakeError, ServerHandshake},
     },
 };
 
@@ -51,6 +51,8 @@ pub(super) struct Connection {
     stage: Stage,
     /// Where it comes from.
     pub(super) source: Source,
+    /// Whose certificate it has shown, and proven to have the key of.
+    certificate: Option<String>,
     /// Who it has proven to be.
     pub(super) identity: Option<Identity>,
     pub(super) out: BytesMut,
@@ -81,6 +83,7 @@ impl Node {
             Connection {
                 stage: Stage::Handshake(Box::new(handshake)),
                 source,
+                certificate: None,
                 identity: None,
                 out: BytesMut::new(),
                 closing: false,
@@ -95,6 +98,13 @@ impl Node {
             self.not_let_in(now, connection, "", &HandshakeError::NotNow(Code::Throttled, THROTTLED));
             let refused = Refused { code: Code::Throttled.number(), message: THROTTLED.to_owned() };
             self.send(connection, 0, &refused);
+        }
+    }
+
+    /// The session around a connection has shown a client's certificate.
+    pub(super) fn certified(&mut self, connection: ConnectionId, name: String) {
+        if let Some(state) = self.connections.get_mut(&connection) {
+            state.certificate = Some(name);
         }
     }
 
@@ -114,6 +124,7 @@ impl Node {
     fn shake_hands(&mut self, now: Now, connection: ConnectionId, header: FrameHeader, body: Bytes) {
         let Some(state) = self.connections.get_mut(&connection) else { return };
         let source = state.source;
+        let certificate = state.certificate.clone();
         let Stage::Handshake(mut handshake) = std::mem::replace(&mut state.stage, Stage::Refused) else {
             return;
         };
@@ -125,7 +136,8 @@ impl Node {
             frame::encode(&refused, 0, &mut out);
             Err(HandshakeError::NotNow(Code::Throttled, THROTTLED))
         } else {
-            handshake.frame(now.wall, header, body, &|name| self.candidates(now, name), &mut out)
+            let shown = (handshake.auth() == Auth::Certificate).then_some(certificate.as_deref());
+            handshake.frame(now.wall, header, body, &|name| self.candidates(now, name, shown), &mut out)
         };
         let state = self.connections.get_mut(&connection).expect("looked up above");
         state.out.extend_from_slice(&out);
@@ -135,7 +147,7 @@ impl Node {
             Ok(Some(proven)) => {
                 state.stage = Stage::Ready;
                 self.guard.succeeded(source);
-                let identity = self.identity(&proven.principal, proven.is_current);
+                let identity = self.identity(&proven.principal, handshake.auth(), proven.is_current);
                 if let Some(name) = identity.name() {
                     self.guest_came(connection, &name.clone());
                 }

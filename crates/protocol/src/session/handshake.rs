@@ -8,7 +8,8 @@
 //!                                  <------  Welcome {HMAC(token, ..), limits}   or   Refused
 //! ```
 //! Both proofs cover the bytes of both hellos, under different labels, so that neither can be replayed or reflected.
-//! TLS wraps the connection from outside and leaves this as it is.
+//! TLS wraps the connection from outside and leaves this as it is. A principal with a certificate has proven itself there: it says
+//! so in its hello, and [`certified_key`] stands for the token.
 
 use std::fmt;
 
@@ -22,12 +23,32 @@ use crate::{
     },
     id::{ClusterId, NodeId},
     limits::{PUBLISH_WINDOW_BYTES, PUBLISH_WINDOW_MESSAGES},
-    mac::{MacKey, sha256},
+    mac::{MacKey, certified_key, sha256},
     time::WallTime,
 };
 
-/// The token of the principal.
-const AUTH_TOKEN: u8 = 1;
+/// How a client wants to prove who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auth {
+    /// By the token of the principal.
+    Token,
+    /// By the certificate that it has shown around this handshake.
+    Certificate,
+}
+
+impl Auth {
+    fn to_u8(self) -> u8 {
+        match self {
+            Self::Token => 1,
+            Self::Certificate => 2,
+        }
+    }
+
+    fn from_u8(byte: u8) -> Option<Self> {
+        [Self::Token, Self::Certificate].into_iter().find(|auth| auth.to_u8() == byte)
+    }
+}
+
 const CLIENT_LABEL: &[u8] = b"swarmmq/auth/client/v1";
 const SERVER_LABEL: &[u8] = b"swarmmq/auth/server/v1";
 
@@ -78,7 +99,7 @@ impl fmt::Display for HandshakeError {
             Self::Malformed(kind) => write!(f, "unexpected or malformed {kind:?} during the handshake"),
             Self::Version => write!(f, "no protocol version in common (this side speaks {PROTOCOL_VERSION})"),
             Self::WrongToken | Self::Disabled => {
-                write!(f, "no enabled principal of this name has this token")
+                write!(f, "no enabled principal of this name has this token, or this certificate")
             }
             Self::WrongServer => write!(f, "the node does not know our access token"),
             Self::NotNow(_, why) => f.write_str(why),
@@ -129,10 +150,19 @@ pub struct ClientReady {
 impl ClientHandshake {
     /// Begins: writes the hello. `nonce` is fresh randomness.
     pub fn start(token: MacKey, principal: &str, nonce: [u8; 32], out: &mut BytesMut) -> Self {
+        Self::begin(Auth::Token, token, principal, nonce, out)
+    }
+
+    /// The same for whoever has shown the certificate of `principal` in the session around it.
+    pub fn start_certified(principal: &str, nonce: [u8; 32], out: &mut BytesMut) -> Self {
+        Self::begin(Auth::Certificate, certified_key(principal), principal, nonce, out)
+    }
+
+    fn begin(auth: Auth, token: MacKey, principal: &str, nonce: [u8; 32], out: &mut BytesMut) -> Self {
         let hello = ClientHello {
             version_min: PROTOCOL_VERSION,
             version_max: PROTOCOL_VERSION,
-            auth: AUTH_TOKEN,
+            auth: auth.to_u8(),
             principal: principal.to_owned(),
             nonce,
         };
@@ -220,6 +250,7 @@ pub struct ServerHandshake {
     hello: ServerHello,
     shard_count: u32,
     client: Option<(String, [u8; 32])>,
+    auth: Auth,
 }
 
 impl ServerHandshake {
@@ -229,7 +260,13 @@ impl ServerHandshake {
             hello: ServerHello { version: PROTOCOL_VERSION, cluster, node, nonce },
             shard_count,
             client: None,
+            auth: Auth::Token,
         }
+    }
+
+    /// How the client wants to prove that, as its hello says; a token until it came.
+    pub fn auth(&self) -> Auth {
+        self.auth
     }
 
     /// Who the client says it is; not believed before its proof.
@@ -270,9 +307,7 @@ impl ServerHandshake {
             if !(hello.version_min..=hello.version_max).contains(&PROTOCOL_VERSION) {
                 return Err(HandshakeError::Version);
             }
-            if hello.auth != AUTH_TOKEN {
-                return Err(HandshakeError::Malformed(header.kind));
-            }
+            self.auth = Auth::from_u8(hello.auth).ok_or(HandshakeError::Malformed(header.kind))?;
             let hellos = sha256(&[&bytes, &body_bytes(&self.hello)]);
             self.client = Some((hello.principal, hellos));
             frame::encode(&self.hello, 0, out);
@@ -362,6 +397,41 @@ mod tests {
             let ready = client.unwrap().unwrap();
             assert_eq!((ready.cluster, ready.welcome.publish_window_bytes), (ClusterId(5), 1000));
         }
+    }
+
+    #[test]
+    fn whoever_has_shown_a_certificate_needs_no_token_and_says_so_in_its_hello() {
+        let (mut up, mut down) = (BytesMut::new(), BytesMut::new());
+        let mut client = ClientHandshake::start_certified("app", [1; 32], &mut up);
+        let mut server = server(2);
+        let find = |name: &str| Candidates::only(certified_key(name));
+        let (header, body) = frames(&mut up).remove(0);
+        assert_eq!(server.auth(), Auth::Token);
+        server.frame(WallTime(0), header, body, &find, &mut down).unwrap();
+        assert_eq!((server.auth(), server.claimed()), (Auth::Certificate, "app"));
+        let (header, body) = frames(&mut down).remove(0);
+        client.frame(header, body, &mut up).unwrap();
+        let (header, body) = frames(&mut up).remove(0);
+        let proven = server.frame(WallTime(0), header, body, &find, &mut down).unwrap();
+        assert_eq!(proven.unwrap().principal, "app");
+        let (header, body) = frames(&mut down).remove(0);
+        assert!(client.frame(header, body, &mut up).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_way_to_prove_oneself_that_nobody_knows_is_malformed() {
+        let hello = ClientHello {
+            version_min: PROTOCOL_VERSION,
+            version_max: PROTOCOL_VERSION,
+            auth: 3,
+            principal: "app".to_owned(),
+            nonce: [1; 32],
+        };
+        let (mut up, mut down) = (BytesMut::new(), BytesMut::new());
+        frame::encode(&hello, 0, &mut up);
+        let (header, body) = frames(&mut up).remove(0);
+        let result = server(2).frame(WallTime(0), header, body, &knows([7, 8]), &mut down);
+        assert_eq!(result, Err(HandshakeError::Malformed(FrameKind::ClientHello)));
     }
 
     #[test]
