@@ -17,6 +17,7 @@ use swarmmq_seal::{ChangeError, ClientKeyring, Imported, KeyState, KeyringError,
 
 use crate::{
     discover::{Target, load_keyring},
+    node_keys::{self, NodeKeysCommand},
     output::{Failure, Outcomes, note, print, say, table},
     parse,
 };
@@ -98,9 +99,17 @@ pub(crate) enum KeysCommand {
         /// The file
         file: PathBuf,
     },
+    /// Replace what nodes share with clients and with each other, step by step
+    #[command(subcommand)]
+    Node(NodeKeysCommand),
+    /// Take the admission key from a node's keyring, and the access token if this is root's
+    Follow {
+        /// The node's keyring
+        file: PathBuf,
+    },
 }
 
-fn random(bytes: &mut [u8]) {
+pub(crate) fn random(bytes: &mut [u8]) {
     aws_lc_rs::rand::fill(bytes).expect("the operating system gives random bytes");
 }
 
@@ -168,6 +177,8 @@ pub(crate) fn run(command: &KeysCommand, target: &Target, as_json: bool) -> Outc
         }
         KeysCommand::Export { id, out } => export(target, id, out, as_json),
         KeysCommand::Import { file } => import(target, file, as_json),
+        KeysCommand::Node(command) => node_keys::run(command, as_json),
+        KeysCommand::Follow { file } => follow(target, file, as_json),
     }
 }
 
@@ -180,9 +191,9 @@ fn trust_nodes(target: &Target, args: &TrustArgs, as_json: bool) -> Outcomes<u8>
     }
     let encrypted = matches!(trust, Trust::Authorities(_));
     let path = target.keyring_path()?;
-    let edit = Edit::begin(&path)?;
+    let edit = Edit::of_client(&path)?;
     let changed = edit.keyring.with_trust(trust).map_err(unfit)?;
-    edit.finish(&changed)?;
+    edit.finish(&changed.to_text())?;
     if as_json {
         print(&json!({"keyring": path, "tls": encrypted}));
     } else if encrypted {
@@ -279,11 +290,11 @@ fn old_age(keyring: &ClientKeyring, now: WallTime) -> Option<String> {
 }
 
 fn rotate(target: &Target, activates_in: Duration, as_json: bool) -> Outcomes<u8> {
-    let edit = Edit::begin(&target.keyring_path()?)?;
+    let edit = Edit::of_client(&target.keyring_path()?)?;
     let now = parse::now();
     let activates_at = now.plus(activates_in);
     let (rotated, id) = edit.keyring.rotated(now, activates_at, &mut random).map_err(refused)?;
-    edit.finish(&rotated)?;
+    edit.finish(&rotated.to_text())?;
     if as_json {
         print(&json!({"id": id.0, "activates_at": parse::rfc3339(activates_at)}));
     } else {
@@ -303,7 +314,7 @@ fn retire(
     force: bool,
     as_json: bool,
 ) -> Outcomes<u8> {
-    let edit = Edit::begin(&target.keyring_path()?)?;
+    let edit = Edit::of_client(&target.keyring_path()?)?;
     let now = parse::now();
     let retention = older_than.unwrap_or(RETENTION);
     let left_for = |id: KeyId| edit.keyring.left_at(id, now).map(|at| now.since(at));
@@ -332,7 +343,7 @@ fn retire(
         keyring = keyring.retired(now, *id).map_err(refused)?;
     }
     if !ids.is_empty() {
-        edit.finish(&keyring)?;
+        edit.finish(&keyring.to_text())?;
     }
     let ids: Vec<u32> = ids.iter().map(|id| id.0).collect();
     if as_json {
@@ -376,11 +387,11 @@ fn export(target: &Target, ids: &[u32], out: &Path, as_json: bool) -> Outcomes<u
 }
 
 fn import(target: &Target, file: &Path, as_json: bool) -> Outcomes<u8> {
-    let edit = Edit::begin(&target.keyring_path()?)?;
+    let edit = Edit::of_client(&target.keyring_path()?)?;
     let (keyring, imported) = edit.keyring.imported_from(file).map_err(refused)?;
     let numbers = |ids: &[KeyId]| ids.iter().map(|id| id.0).collect::<Vec<_>>();
     if !imported.added.is_empty() {
-        edit.finish(&keyring)?;
+        edit.finish(&keyring.to_text())?;
     }
     let Imported { added, known, retired } = &imported;
     let (added, known, retired) = (numbers(added), numbers(known), numbers(retired));
@@ -391,6 +402,31 @@ fn import(target: &Target, file: &Path, as_json: bool) -> Outcomes<u8> {
         if !retired.is_empty() {
             note(format!("keys {retired:?} had been retired here, and stay so"));
         }
+    }
+    Ok(0)
+}
+
+fn follow(target: &Target, file: &Path, as_json: bool) -> Outcomes<u8> {
+    let nodes = node_keys::load(file)?;
+    let path = target.keyring_path()?;
+    let edit = Edit::of_client(&path)?;
+    let followed = edit
+        .keyring
+        .following(&nodes)
+        .map_err(|error| Failure::usage(error.to_string(), "give the node.keyring of the same cluster"))?;
+    let has_changed = !followed.is_same(&edit.keyring);
+    if has_changed {
+        edit.finish(&followed.to_text())?;
+    }
+    if as_json {
+        print(&json!({"keyring": path, "changed": has_changed}));
+    } else if has_changed {
+        say(format!(
+            "{path}: uses the keys of {}; running clients take them up by themselves",
+            file.display()
+        ));
+    } else {
+        say(format!("{path}: used them already"));
     }
     Ok(0)
 }
@@ -431,20 +467,25 @@ fn refused(error: ChangeError) -> Failure {
 }
 
 /// A keyring that is being changed: locked against other commands, replaced as a whole or not at all.
-struct Edit {
-    keyring: ClientKeyring,
+pub(crate) struct Edit<K> {
+    pub(crate) keyring: K,
     path: PathBuf,
     /// Held until the end.
     file: File,
 }
 
-impl Edit {
-    fn begin(path: &str) -> Outcomes<Self> {
-        let given = Path::new(path);
+impl Edit<ClientKeyring> {
+    fn of_client(path: &str) -> Outcomes<Self> {
+        Self::begin(Path::new(path), |path| load_keyring(&path.to_string_lossy()))
+    }
+}
+
+impl<K> Edit<K> {
+    pub(crate) fn begin(given: &Path, load: impl Fn(&Path) -> Outcomes<K>) -> Outcomes<Self> {
         let failed = |error: std::io::Error| {
             Failure::usage(
-                format!("cannot open the keyring {path}: {error}"),
-                "give the path of a client.keyring that this user may read with --keyring",
+                format!("cannot open the keyring {}: {error}", given.display()),
+                "give the path of a keyring that this user may read",
             )
         };
         // A link to it stays a link.
@@ -457,17 +498,17 @@ impl Edit {
                 // Replaced while we waited for whoever replaced it.
                 continue;
             }
-            let keyring = load_keyring(&path.to_string_lossy())?;
+            let keyring = load(&path)?;
             return Ok(Self { keyring, path, file });
         }
     }
 
-    /// Puts `keyring` in its place, with the same owner and mode. A crash leaves the old file or the new one.
-    fn finish(self, keyring: &ClientKeyring) -> Outcomes<()> {
+    /// Puts `text` in its place, with the same owner and mode. A crash leaves the old file or the new one.
+    pub(crate) fn finish(self, text: &str) -> Outcomes<()> {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = self.path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
         let directory = self.path.parent().unwrap_or(Path::new("."));
-        let replaced = self.write(&temporary, keyring).and_then(|()| {
+        let replaced = self.write(&temporary, text).and_then(|()| {
             fs::rename(&temporary, &self.path)?;
             File::open(directory)?.sync_all()
         });
@@ -482,7 +523,7 @@ impl Edit {
         })
     }
 
-    fn write(&self, temporary: &Path, keyring: &ClientKeyring) -> std::io::Result<()> {
+    fn write(&self, temporary: &Path, text: &str) -> std::io::Result<()> {
         let old = self.file.metadata()?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
         let new = file.metadata()?;
@@ -490,7 +531,7 @@ impl Edit {
             fchown(&file, Some(old.uid()), Some(old.gid()))?;
         }
         file.set_permissions(old.permissions())?;
-        file.write_all(keyring.to_text().as_bytes())?;
+        file.write_all(text.as_bytes())?;
         file.sync_all()
     }
 }

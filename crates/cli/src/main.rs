@@ -13,6 +13,7 @@ mod keys;
 mod measure;
 mod members;
 mod node;
+mod node_keys;
 mod output;
 mod parse;
 mod ports;

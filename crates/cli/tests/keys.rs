@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use self::cluster::{Dev, Running, column, errors, exits, fails, fails_as_json, last, lines, ok, until};
+use self::cluster::{Dev, Running, column, errors, exits, fails, fails_as_json, get, last, lines, ok, until};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -183,4 +183,76 @@ fn keyrings_are_changed_as_a_whole_and_refuse_what_would_lose_messages() {
 
     let missing = dev.run(&["keys", "rotate", "--json", "--keyring", "nowhere"]);
     fails_as_json(&missing, 2, "usage", &["nowhere"]);
+}
+
+fn metric(dev: &Dev, node: u16, name: &str) -> f64 {
+    let text = get(&dev.node_of(node, "admin"), "/metrics").1;
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).expect("it is always there")
+}
+
+#[test]
+fn all_that_nodes_share_is_replaced_under_load_and_nothing_is_lost() {
+    let dev = Dev::up_with(3, &[]);
+    let old = dev.path("old.keyring");
+    fs::copy(dev.directory().join("client.keyring"), &old).unwrap();
+    ok(&dev.run(&[
+        "access",
+        "add",
+        "till",
+        "--allow",
+        "use:shop",
+        "--quota",
+        "addresses=1",
+        "--out",
+        "till",
+    ]));
+    let bench = ["bench", "e2e", "--rate", "300", "--duration", "20s", "--json"];
+    let bench = dev.command(&bench).stdout(Stdio::piped()).spawn().unwrap();
+    let file = ".swarmmq/node.keyring";
+    let of_all = |name: &str, value: f64| {
+        until(name, SOON, || (1..=3).all(|node| metric(&dev, node, name) == value));
+    };
+    let taken = "swarmmq_keyring_reloads_total{result=\"ok\"}";
+    let mut steps = 0.0;
+    let mut step = |word: &str, which: &str| {
+        let said = dev.run(&["keys", "node", word, which, file, "--json"]);
+        ok(&said);
+        steps += 1.0;
+        of_all(taken, steps);
+        last(&said)["keys"][which.replace('-', "_")].clone()
+    };
+    for which in ["peer-secret", "admission-key", "access-token"] {
+        let before = step("next", which);
+        let after = step("turn", which);
+        assert_eq!((&before[0], &before[1]), (&after[1], &after[0]));
+        of_all(&format!("swarmmq_keyring_keys{{key=\"{}\"}}", which.replace('-', "_")), 2.0);
+        // Each is followed by every keyring that has it; running clients read theirs every second.
+        ok(&dev.run(&["keys", "follow", file]));
+        ok(&dev.run(&["keys", "follow", file, "--keyring", "till"]));
+        if which == "access-token" {
+            ok(&dev.run(&["access", "rotate", "till", "--out", "till-2"]));
+        }
+        ok(&dev.run(&["send", "shop", which, "--keyring", "till"]));
+        step("drop", which);
+        fails(&dev.run(&["keys", "node", "turn", which, file]), 2, &["only one", "keys node next"]);
+    }
+    // Links of before end, and new ones come about with what is left.
+    ok(&dev.run(&["dev", "stop", "2"]));
+    ok(&dev.run(&["dev", "start", "2"]));
+    let verdict = last(&bench.wait_with_output().unwrap());
+    assert_eq!((&verdict["lost"], &verdict["duplicated"]), (&json!(0), &json!(0)), "{verdict}");
+    assert_eq!(verdict["failed"].as_u64().unwrap_or(0), 0, "{verdict}");
+    let with = |keyring: &str| dev.run(&["send", "shop", "late", "--keyring", keyring]);
+    fails(&with(old.to_str().unwrap()), 4, &["this token"]);
+    fails(&with("till"), 4, &["this token"]);
+    ok(&with("till-2"));
+    // A file that has nothing in common with what is used changes nothing.
+    let text = fs::read_to_string(dev.path(file)).unwrap();
+    ok(&dev.run(&["keys", "generate", "--out", "other", "--insecure-plaintext"]));
+    fs::copy(dev.path("other/node.keyring"), dev.path(file)).unwrap();
+    until("the complaint", SOON, || {
+        metric(&dev, 1, "swarmmq_keyring_reloads_total{result=\"failed\"}") > 0.0
+    });
+    ok(&with("till-2"));
+    fs::write(dev.path(file), text).unwrap();
 }

@@ -28,7 +28,8 @@ fn a_round_of_gossip() {
         let mut nodes: Vec<Gossip> = (1..=count)
             .map(|node| {
                 let me = Me { node: NodeId(node), incarnation: 1, boot: 1 };
-                let mut gossip = Gossip::new(me, secret(node), ClusterId(1), MacKey::new([9; 32]), 1, now);
+                let mut gossip =
+                    Gossip::new(me, secret(node), ClusterId(1), MacKey::new([9; 32]).into(), 1, now);
                 gossip.know(now, &known);
                 gossip.say(now, 7, "0.1.0", Load::default(), Vec::new(), false);
                 gossip

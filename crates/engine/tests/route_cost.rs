@@ -71,7 +71,7 @@ fn gossiped(count: u16) -> (Instant, BTreeMap<NodeId, Swarm>) {
             release: "test".into(),
             secret: secret(node),
             cluster: ClusterId(7),
-            cluster_secret: MacKey::new([9; 32]),
+            cluster_secret: MacKey::new([9; 32]).into(),
             seed: 1,
         };
         let mut swarm = Swarm::new(config, now);

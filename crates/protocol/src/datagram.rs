@@ -19,7 +19,7 @@ use crate::{
     codec::{DecodeError, Reader},
     id::{ClusterId, NodeId},
     limits::{DATAGRAM_BYTES_MAX, DATAGRAM_DOCUMENT_BYTES_MAX},
-    mac::{MacKey, sha256},
+    mac::{DualKey, MacKey, sha256},
 };
 
 /// First bytes of every datagram.
@@ -224,10 +224,10 @@ impl<'a> Unproven<'a> {
         self.origin
     }
 
-    /// Checks the MAC in constant time, and only then reads the header. Cost: 1 us for 300 bytes.
-    pub fn prove(self, key: &MacKey) -> Result<(Header, &'a [u8]), DatagramError> {
+    /// Checks the MAC in constant time, and only then reads the header. Cost: 1 us for 300 bytes and each key.
+    pub fn prove(self, keys: &DualKey) -> Result<(Header, &'a [u8]), DatagramError> {
         let (covered, mac) = self.bytes.split_at(self.bytes.len() - DATAGRAM_MAC_BYTES);
-        if !key.verify_start(&[covered], mac) {
+        if !keys.all().any(|key| key.verify_start(&[covered], mac)) {
             return Err(DatagramError::Forged);
         }
         let u64_at = |at: usize| u64::from_be_bytes(covered[at..at + 8].try_into().expect("eight bytes"));
@@ -458,7 +458,7 @@ mod tests {
     }
 
     fn opened(bytes: &[u8]) -> Result<(Header, Bytes), DatagramError> {
-        let (header, body) = Unproven::read(bytes, TAG, NodeId(2))?.prove(&key())?;
+        let (header, body) = Unproven::read(bytes, TAG, NodeId(2))?.prove(&key().into())?;
         Ok((header, Bytes::copy_from_slice(body)))
     }
 

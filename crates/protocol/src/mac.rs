@@ -46,6 +46,12 @@ impl MacKey {
         (16..=whole.len()).contains(&mac.len()) && verify_slices_are_equal(&whole[..mac.len()], mac).is_ok()
     }
 
+    /// Four bytes that tell keys apart, for people and logs; nobody finds the key from them.
+    pub fn fingerprint(&self) -> u32 {
+        let mac = self.sign(&[b"swarmmq/fingerprint/v1"]);
+        u32::from_be_bytes(mac[..4].try_into().expect("4 of 32 bytes"))
+    }
+
     /// Whether every byte is zero: a key that somebody forgot to fill in.
     pub fn is_zero(&self) -> bool {
         self.inner.bytes.iter().all(|byte| *byte == 0)
@@ -55,6 +61,33 @@ impl MacKey {
 impl fmt::Debug for MacKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("MacKey(..)")
+    }
+}
+
+/// A key in use, and perhaps another one that counts beside it: while everybody who has it goes from one to the other.
+#[derive(Clone, Debug)]
+pub struct DualKey {
+    /// What proofs are made with.
+    pub current: MacKey,
+    /// Whose proofs count as well.
+    pub also: Option<MacKey>,
+}
+
+impl DualKey {
+    /// Those whose proofs count, the current one first.
+    pub fn all(&self) -> impl Iterator<Item = &MacKey> {
+        std::iter::once(&self.current).chain(&self.also)
+    }
+
+    /// The key that made this MAC, if any of them did.
+    pub fn of_mac(&self, parts: &[&[u8]], mac: &[u8]) -> Option<&MacKey> {
+        self.all().find(|key| key.verify(parts, mac))
+    }
+}
+
+impl From<MacKey> for DualKey {
+    fn from(current: MacKey) -> Self {
+        Self { current, also: None }
     }
 }
 
@@ -108,6 +141,11 @@ pub fn principal_token(
         &generation.to_be_bytes(),
     ];
     Zeroizing::new(access.sign(&parts))
+}
+
+/// What nodes prove to each other, from the secret in their keyrings.
+pub fn peer_secret(in_keyring: &MacKey) -> MacKey {
+    MacKey::new(in_keyring.sign(&[b"swarmmq/peer/secret/v1"]))
 }
 
 /// What stands in the place of a token where a principal is known by its certificate. It is no secret and proves nothing: that

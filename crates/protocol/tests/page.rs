@@ -102,7 +102,7 @@ fn both_ends_make_the_recorded_handshake() {
     assert_eq!(client.frame(header, body, &mut up), Ok(None));
     let (header, body) = step(&mut up, "ClientProof");
     let principal = server.frame(WallTime(1_700_000_000_000), header, body, &find, &mut down);
-    assert_eq!(principal, Ok(Some(Proven { principal: "app".to_owned(), is_current: true })));
+    assert_eq!(principal, Ok(Some(Proven { principal: "app".to_owned(), token: 0 })));
     let (header, body) = step(&mut down, "Welcome");
     let ready =
         client.frame(header, body, &mut up).expect("the proof is right").expect("the connection is open");

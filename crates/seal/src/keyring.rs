@@ -21,7 +21,7 @@
 //!
 //! Which key seals at a time, and how keys come and go, is in `lifecycle.rs`.
 //!
-//! A node's file has the first three lines and one that no client has: `peer_secret`, which nodes prove to each other.
+//! A node's file has the first three lines and one that no client has: see `node_keyring`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -272,26 +272,6 @@ impl ClientKeyring {
         text
     }
 
-    /// The text of a keyring file for nodes: the access token and the admission key, which open no message, and a fresh
-    /// secret between nodes. Every node of a cluster needs the same one, so this is called once for a cluster.
-    ///
-    /// * `random` as for [`ClientKeyring::generate`].
-    pub fn to_node_text(&self, random: &mut dyn FnMut(&mut [u8])) -> Result<Zeroizing<String>, KeyringError> {
-        let keys = self.keys();
-        let access_token = keys.root_token()?;
-        let peer = Secret::filled(|out| random(out));
-        let mut seen = vec![access_token, &keys.admission, &keys.routing];
-        seen.extend(keys.payload.values().map(|key| &key.secret));
-        check(&peer, &mut seen).map_err(|why| KeyringError::Field { field: PEER_SECRET, why })?;
-        let mut text = text_with_room(1024);
-        text.push_str("# SwarmMQ keyring for nodes. It lets messages and nodes in and opens none.\n");
-        push_version(&mut text);
-        push_hex(&mut text, "access_token", access_token);
-        push_hex(&mut text, "admission_key", &keys.admission);
-        push_hex(&mut text, PEER_SECRET, &peer);
-        Ok(text)
-    }
-
     /// How nodes are known.
     pub fn trust(&self) -> &Trust {
         &self.keys.trust
@@ -400,7 +380,7 @@ impl fmt::Debug for ClientKeyring {
 
 impl Keys {
     /// Of root: from no other token can others be made.
-    fn root_token(&self) -> Result<&Secret, KeyringError> {
+    pub(crate) fn root_token(&self) -> Result<&Secret, KeyringError> {
         match &self.opens {
             Opens::Token(token) if self.principal.is_none() => Ok(token),
             _ => Err(KeyringError::NotRoot),
@@ -448,7 +428,7 @@ fn check_authorities(pem: &str) -> Result<(), KeyringError> {
 }
 
 /// A secret must not be zero nor one of those `seen`: a payload key equal to the admission key would be on every node.
-fn check<'a>(secret: &'a Secret, seen: &mut Vec<&'a Secret>) -> Result<(), FieldError> {
+pub(crate) fn check<'a>(secret: &'a Secret, seen: &mut Vec<&'a Secret>) -> Result<(), FieldError> {
     if secret.is_zero() {
         return Err(FieldError::Zero);
     }
@@ -686,10 +666,10 @@ impl RawPayloadKey {
 }
 
 /// A string that should be 64 hex digits; `None` if it is not, so that the error can name the field.
-struct HexKey(Option<Secret>);
+pub(crate) struct HexKey(Option<Secret>);
 
 impl HexKey {
-    fn secret(self) -> Result<Secret, FieldError> {
+    pub(crate) fn secret(self) -> Result<Secret, FieldError> {
         self.0.ok_or(FieldError::NotHex)
     }
 }
@@ -765,7 +745,7 @@ pub(crate) fn push_payload_key(text: &mut String, id: KeyId, key: &PayloadKey) {
     push_hex(text, "key", &key.secret);
 }
 
-fn push_hex(text: &mut String, field: &str, secret: &Secret) {
+pub(crate) fn push_hex(text: &mut String, field: &str, secret: &Secret) {
     let room = text.capacity();
     text.push_str(field);
     text.push_str(" = \"");

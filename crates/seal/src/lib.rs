@@ -7,6 +7,7 @@
 mod derive;
 mod keyring;
 mod lifecycle;
+mod node_keyring;
 #[cfg(test)]
 mod nonce_hunt;
 mod plaintext;
@@ -20,6 +21,7 @@ pub use keyring::{
     Trust,
 };
 pub use lifecycle::{ChangeError, Imported, KeyState, PayloadKeyInfo};
+pub use node_keyring::{NodeKey, NodeKeyring, StepError};
 pub use plaintext::{ContentError, Opened, UserHeader};
 pub use seal::{Draft, OpenError, Opener, SESSION_MESSAGES_MAX, SealError, Sealer};
 pub use turn::KeyLimits;

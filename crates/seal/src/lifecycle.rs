@@ -17,9 +17,10 @@ use swarmmq_protocol::{id::KeyId, mac::MacKey, time::WallTime};
 use zeroize::Zeroizing;
 
 use crate::{
+    NodeKey, NodeKeyring,
     derive::Secret,
     keyring::{
-        ClientKeyring, KeyringError, LoadError, PAYLOAD_KEYS_MAX, PayloadKey, RawPayloadKey, VERSION,
+        ClientKeyring, KeyringError, LoadError, Opens, PAYLOAD_KEYS_MAX, PayloadKey, RawPayloadKey, VERSION,
         malformed, push_number, push_payload_key, read, text_with_room,
     },
 };
@@ -130,11 +131,22 @@ impl ClientKeyring {
         self.keys().retired.iter().copied()
     }
 
-    /// Whether `other` belongs to the same cluster, as far as sealing goes: same routing and admission key. Only then may
-    /// one stand in for the other while a client runs.
+    /// Whether `other` belongs to the same cluster, as far as sealing goes: same routing key. Only then may one stand in for the
+    /// other while a client runs. The admission key may be another one, which is used from then on; what was sealed before is
+    /// let in as long as nodes accept the old one too.
     pub fn is_of_same_cluster(&self, other: &Self) -> bool {
-        let (ours, theirs) = (self.keys(), other.keys());
-        ours.routing.bytes() == theirs.routing.bytes() && ours.admission.bytes() == theirs.admission.bytes()
+        self.keys().routing.bytes() == other.keys().routing.bytes()
+    }
+
+    /// With the admission key that nodes use now, and, if it is root's, the access token.
+    pub fn following(&self, nodes: &NodeKeyring) -> Result<Self, KeyringError> {
+        let mut keys = self.keys().clone();
+        let current = |key| nodes.current(key).cloned().expect("a keyring without it does not parse");
+        if keys.root_token().is_ok() {
+            keys.opens = Opens::Token(current(NodeKey::AccessToken));
+        }
+        keys.admission = current(NodeKey::AdmissionKey);
+        keys.checked()
     }
 
     /// Whether `other` says the same in every line.

@@ -96,7 +96,7 @@ impl Sealer {
 
     /// Seals under the keys of `keyring` from the next message on. What was sealed keeps its bytes.
     ///
-    /// Only payload keys are taken from it; [`ClientKeyring::is_of_same_cluster`] says whether that is enough.
+    /// Payload keys and the admission key are taken from it; [`ClientKeyring::is_of_same_cluster`] says whether that is enough.
     pub fn take_keyring(&mut self, keyring: &ClientKeyring) {
         let is_same = |id: KeyId| match (self.keyring.payload_key(id), keyring.payload_key(id)) {
             (Some(old), Some(new)) => old.bytes() == new.bytes(),
@@ -104,6 +104,7 @@ impl Sealer {
         };
         let must_leave = self.turn.key_id().is_some_and(|id| !is_same(id));
         self.turn.keyring_replaced(must_leave);
+        self.admission = keyring.admission_key();
         self.keyring = keyring.clone();
     }
 

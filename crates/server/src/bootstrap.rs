@@ -1,20 +1,17 @@
-//! From files to settings: `node.toml` and the node's keyring.
+//! From a file to settings: `node.toml`.
 
 use std::{
-    collections::BTreeMap,
     fs,
     io::{ErrorKind, Read as _},
     net::{SocketAddr, ToSocketAddrs},
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 use swarmmq_engine::node::Addresses;
 use swarmmq_protocol::{
     id::NodeId,
     join_token::{JoinToken, TEXT_BYTES_MAX},
-    mac::MacKey,
     session::peer::PeerHello,
 };
 use zeroize::Zeroizing;
@@ -30,10 +27,6 @@ const KNOWN_KEYS: &[(&str, &[&str])] = &[
 ];
 /// Edits after which two words are still taken for the same.
 const TYPO_EDITS_MAX: usize = 3;
-/// From the keyring's secret to what is proven at the peer port.
-const PEER_SECRET_LABEL: &[u8] = b"swarmmq/peer/secret/v1";
-/// Everything a node's keyring may say.
-const KEYRING_KEYS: &[&str] = &["version", "access_token", "admission_key", "peer_secret"];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -335,100 +328,6 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// Whatever else a keyring file says is looked at by name only: it may be secret.
-#[derive(Deserialize)]
-struct KeyringFile {
-    version: u32,
-    access_token: Zeroizing<String>,
-    admission_key: Zeroizing<String>,
-    #[serde(default)]
-    peer_secret: Option<Zeroizing<String>>,
-}
-
-/// What a node may know: who may connect, and what a genuine message looks like. No key that opens one.
-#[derive(Clone, Debug)]
-pub(crate) struct NodeKeyring {
-    pub(crate) access_token: MacKey,
-    pub(crate) admission_key: MacKey,
-    /// What nodes prove to each other that they know. Keyrings made before there were several nodes do not have it.
-    pub(crate) peer_secret: Option<MacKey>,
-}
-
-impl NodeKeyring {
-    /// The error of a node that has others but no secret to share with them.
-    ///
-    /// * `path`: of the keyring.
-    pub(crate) fn no_peer_secret(path: &Path) -> StartError {
-        StartError::config(
-            format!(
-                "{} has no `peer_secret`, which the nodes of a cluster prove to each other",
-                path.display()
-            ),
-            "run `swarmmq keys generate --out DIR` and copy the line `peer_secret` of its node.keyring into this file, the same for every node",
-        )
-    }
-
-    /// Reads and checks the file. Whatever a node must not have is refused, in the file and in the environment (safety
-    /// rule 25).
-    ///
-    /// * `named_in_environment`: `SWARMMQ_KEYRING` is set, which names a client's keyring.
-    pub(crate) fn load(path: &Path, named_in_environment: bool) -> Result<Self, StartError> {
-        if named_in_environment {
-            return Err(StartError::config(
-                "SWARMMQ_KEYRING is set: it names a client keyring",
-                "a node must not be able to open messages: unset it for the node",
-            ));
-        }
-        let text = Zeroizing::new(fs::read_to_string(path).map_err(|error| {
-            StartError::config(
-                format!("cannot read the node keyring {}: {error}", path.display()),
-                "make one with `swarmmq keys generate --out DIR`",
-            )
-        })?);
-        if fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0) {
-            tracing::warn!(keyring = %path.display(), "others may read the keyring: give it mode 0600");
-        }
-        // The parser's own words may quote the file, which holds secrets: they stay out of the message.
-        let no_keyring = || {
-            StartError::config(
-                format!("{} is no node keyring", path.display()),
-                "use the node.keyring that `swarmmq keys generate` wrote",
-            )
-        };
-        let keys: BTreeMap<String, IgnoredAny> = toml::from_str(&text).map_err(|_| no_keyring())?;
-        if let Some(key) = keys.keys().find(|key| !KEYRING_KEYS.contains(&key.as_str())) {
-            return Err(StartError::config(
-                format!("{} carries `{key}`, which a node must not have", path.display()),
-                "a node must not be able to open messages: give it node.keyring, not client.keyring",
-            ));
-        }
-        let file: KeyringFile = toml::from_str(&text).map_err(|_| no_keyring())?;
-        if file.version != 1 {
-            return Err(StartError::config(
-                format!("{} has version {}, this program knows 1", path.display(), file.version),
-                "use a keyring of this version",
-            ));
-        }
-        let key = |field: &str, text: &str| {
-            let bytes = unhex(text).filter(|bytes| bytes.iter().any(|byte| *byte != 0)).ok_or_else(|| {
-                StartError::config(
-                    format!("{}: {field} is not 64 hex digits, or all zero", path.display()),
-                    "make a fresh keyring with `swarmmq keys generate --out DIR`",
-                )
-            })?;
-            Ok(MacKey::new(*bytes))
-        };
-        Ok(Self {
-            access_token: key("access_token", &file.access_token)?,
-            admission_key: key("admission_key", &file.admission_key)?,
-            peer_secret: match &file.peer_secret {
-                Some(text) => Some(MacKey::new(key("peer_secret", text)?.sign(&[PEER_SECRET_LABEL]))),
-                None => None,
-            },
-        })
-    }
-}
-
 pub(crate) fn unhex(text: &str) -> Option<Zeroizing<[u8; 32]>> {
     let text = text.as_bytes();
     if text.len() != 64 || !text.iter().all(u8::is_ascii_hexdigit) {
@@ -562,37 +461,5 @@ mod tests {
         let error = NodeConfig::load(Path::new("/nonexistent/node.toml")).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.message().contains("/nonexistent/node.toml"), "{error}");
-    }
-
-    #[test]
-    fn a_node_refuses_keys_that_open_messages_and_empty_ones() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("node.keyring");
-        let good = format!(
-            "version = 1\naccess_token = \"{}\"\nadmission_key = \"{}\"\n",
-            "11".repeat(32),
-            "22".repeat(32)
-        );
-        fs::write(&path, &good).unwrap();
-        assert!(NodeKeyring::load(&path, false).unwrap().peer_secret.is_none());
-        let with_peer = format!("{good}peer_secret = \"{}\"\n", "44".repeat(32));
-        fs::write(&path, &with_peer).unwrap();
-        assert!(NodeKeyring::load(&path, false).unwrap().peer_secret.is_some());
-        assert_eq!(NodeKeyring::load(&path, true).unwrap_err().exit_code(), 2, "SWARMMQ_KEYRING is set");
-        for bad in [
-            format!("{good}routing_key = \"33\"\n"),
-            format!("{good}[[payload_keys]]\nid = 1\n"),
-            format!("{good}some_later_kind_of_key = \"2222\"\n"),
-            good.replace("11", "00"),
-            with_peer.replace("44", "00"),
-            good.replace("11", "1"),
-            good.replace("version = 1", "version = 2"),
-            "nonsense".to_owned(),
-        ] {
-            fs::write(&path, &bad).unwrap();
-            let error = NodeKeyring::load(&path, false).unwrap_err();
-            assert_eq!(error.exit_code(), 2, "{bad}");
-            assert!(!error.message().contains("2222"), "no key bytes in messages: {error}");
-        }
     }
 }

@@ -9,7 +9,7 @@ use swarmmq_engine::node::{Now, Report};
 use swarmmq_protocol::{
     error::Code,
     id::{ClusterId, NodeId},
-    mac::MacKey,
+    mac::DualKey,
     session::{guard::Source, peer::PeerHello},
     time::Instant,
 };
@@ -74,7 +74,7 @@ impl Owner for Joiner {
 /// * `who`: in words, for people.
 pub(crate) fn find(
     config: &NodeConfig,
-    secret: MacKey,
+    secret: DualKey,
     certificates: &mut Certificates,
     clock: Clock,
     watch: &mut Watch,

@@ -9,6 +9,7 @@ mod gossip;
 mod http;
 mod identity;
 mod join;
+mod keyring;
 mod link;
 mod listener;
 mod node_secret;
@@ -27,11 +28,12 @@ use swarmmq_engine::{
 use swarmmq_protocol::{join_token::JoinToken, mac::MacKey, node_key::NodeSecret, session::peer::PeerHello};
 
 use self::{
-    bootstrap::{NodeConfig, NodeKeyring},
+    bootstrap::NodeConfig,
     clock::{Clock, SUCCESSION_TIME_MAX},
     disk::SegmentFiles,
     http::Shared,
     identity::{Fate, Identity, new_incarnation},
+    keyring::{KeyringFile, NodeKeyring},
     shutdown::Watch,
     tls::Certificates,
     worker::Ended,
@@ -131,7 +133,8 @@ pub fn run(config_path: &Path, token: Option<JoinToken>) -> Result<(), StartErro
         Some(token) => Some(token),
         None => config.read_token()?,
     };
-    let keyring = NodeKeyring::load(&config.keyring, std::env::var_os("SWARMMQ_KEYRING").is_some())?;
+    let named = std::env::var_os("SWARMMQ_KEYRING").is_some();
+    let mut keyring = KeyringFile::load(&config.keyring, named)?;
     if Identity::load(&config.data)?.is_none() {
         identity::refuse_orphaned_log(&config.data)?;
         if config.seeds.is_empty() {
@@ -158,14 +161,14 @@ pub fn run(config_path: &Path, token: Option<JoinToken>) -> Result<(), StartErro
     if identity.is_some() {
         config.add_seeds(&acquaintances::load(&config.data));
     }
-    if keyring.peer_secret.is_none() && !config.seeds.is_empty() {
+    if keyring.keys().peer_secret.is_none() && !config.seeds.is_empty() {
         return Err(NodeKeyring::no_peer_secret(&config.keyring));
     }
     let mut certificates = Certificates::load(&config)?;
     let shared = Shared::default();
     // Before the log is read, which may take long: whoever watches can see that the node lives.
     let admin = http::serve(config.admin, shared.clone())?;
-    let result = run_here(&mut config, identity, &keyring, &mut certificates, &shared);
+    let result = run_here(&mut config, identity, &mut keyring, &mut certificates, &shared);
     admin.stop();
     result
 }
@@ -173,15 +176,15 @@ pub fn run(config_path: &Path, token: Option<JoinToken>) -> Result<(), StartErro
 fn run_here(
     config: &mut NodeConfig,
     identity: Option<Identity>,
-    keyring: &NodeKeyring,
+    keyring: &mut KeyringFile,
     certificates: &mut Certificates,
     shared: &Shared,
 ) -> Result<(), StartError> {
     let clock = Clock::start();
     let mut watch = None;
+    let secret = keyring.keys().peer_secret.clone();
     let find = |config: &NodeConfig, certificates: &mut Certificates, watch: &mut Watch, why: &str| {
-        let secret =
-            keyring.peer_secret.clone().ok_or_else(|| NodeKeyring::no_peer_secret(&config.keyring))?;
+        let secret = secret.clone().ok_or_else(|| NodeKeyring::no_peer_secret(&config.keyring))?;
         join::find(config, secret, certificates, clock, watch, shared, why)
     };
     let mut identity = match identity {
@@ -193,7 +196,7 @@ fn run_here(
         }
     };
     loop {
-        let (node, files) = match open(config, &mut identity, keyring, clock)? {
+        let (node, files) = match open(config, &mut identity, keyring.keys(), clock)? {
             Opened::Whole(node, files) => (*node, files),
             Opened::Corrupt(what) => {
                 refuse_only_copy(config, &what)?;
@@ -221,8 +224,8 @@ fn run_here(
         identity.count_boot(&config.data)?;
         // Until here a signal ends the process at once, unless it was asked to wait: there is nothing to finish.
         let watch = begin_watch(&mut watch)?;
-        let ready = worker::Ready { node, files, identity, clock, peer_secret: keyring.peer_secret.clone() };
-        match worker::run(config, ready, certificates, watch, shared)? {
+        let ready = worker::Ready { node, files, identity, clock };
+        match worker::run(config, ready, keyring, certificates, watch, shared)? {
             Ended::Drained => return Ok(()),
             Ended::DiskLost { others } => {
                 config.add_seeds(&others);
@@ -334,7 +337,7 @@ fn node_config(
         admission_key: keyring.admission_key.clone(),
         secret,
         // A node alone has nobody to agree with.
-        cluster_secret: keyring.peer_secret.clone().unwrap_or_else(|| MacKey::new(clock::random())),
+        cluster_secret: keyring.peer_secret.clone().unwrap_or_else(|| MacKey::new(clock::random()).into()),
         segment_bytes: SEGMENT_BYTES,
         cache_bytes_max: CACHE_BYTES_MAX,
         horizon_ahead: HORIZON_AHEAD,

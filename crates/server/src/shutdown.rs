@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT mean: stop taking work, finish what is under way, end. SIGHUP means: read the certificates again.
+//! SIGTERM and SIGINT mean: stop taking work, finish what is under way, end. SIGHUP means: read the certificates and the keyring again.
 
 use std::{
     io,
@@ -72,7 +72,7 @@ impl Shutdown {
         std::thread::Builder::new().name("signals".into()).spawn(move || {
             for signal in signals.forever() {
                 if signal == SIGHUP {
-                    tracing::info!("asked to read the certificates again");
+                    tracing::info!("asked to read the certificates and the keyring again");
                     asked.reload.store(true, Ordering::SeqCst);
                 } else {
                     tracing::info!(signal, "asked to stop");

@@ -41,6 +41,8 @@ pub(crate) struct Timings {
     /// Datagrams to other nodes that could not be sent.
     pub(crate) datagrams_lost: u64,
     pub(crate) certificates: Numbers,
+    /// How many keys of each kind count, and how often the changed file was taken and was not.
+    pub(crate) keyring: ([(&'static str, usize); 3], (u64, u64)),
     /// Sessions that did not come about, by port and kind.
     pub(crate) tls_failures: BTreeMap<(&'static str, &'static str), u64>,
 }
@@ -55,6 +57,7 @@ impl Default for Timings {
             connections_shed: 0,
             datagrams_lost: 0,
             certificates: Numbers::default(),
+            keyring: ([("access_token", 1), ("admission_key", 1), ("peer_secret", 0)], (0, 0)),
             tls_failures: BTreeMap::new(),
         }
     }
@@ -110,6 +113,7 @@ pub(crate) fn exposition(report: &Report, timings: &Timings, now: WallTime) -> S
         timings.started.0 as f64 / 1000.0,
     );
     certificates(&mut text, timings);
+    keyring(&mut text, timings);
     explain(&mut text, "swarmmq_log_fsync_seconds", "Time to write and sync one batch.", "histogram");
     let mut total = 0;
     for (bucket, count) in timings.syncs.iter().enumerate() {
@@ -122,6 +126,28 @@ pub(crate) fn exposition(report: &Report, timings: &Timings, now: WallTime) -> S
     explain(&mut text, "swarmmq_build_info", "What runs.", "gauge");
     number(&mut text, "swarmmq_build_info", [("version", env!("CARGO_PKG_VERSION"))], 1.0);
     text
+}
+
+fn keyring(text: &mut String, timings: &Timings) {
+    let (counts, (reloads, failures)) = timings.keyring;
+    explain(
+        text,
+        "swarmmq_keyring_keys",
+        "Keys of this kind that count: 2 while one replaces the other.",
+        "gauge",
+    );
+    for (key, count) in counts {
+        number(text, "swarmmq_keyring_keys", [("key", key)], count as f64);
+    }
+    explain(
+        text,
+        "swarmmq_keyring_reloads_total",
+        "Times that a changed keyring was read, by result.",
+        "counter",
+    );
+    for (result, count) in [("ok", reloads), ("failed", failures)] {
+        number(text, "swarmmq_keyring_reloads_total", [("result", result)], count as f64);
+    }
 }
 
 fn certificates(text: &mut String, timings: &Timings) {

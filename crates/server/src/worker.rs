@@ -24,12 +24,13 @@ use swarmmq_tls::{Name, Stream};
 use crate::{
     StartError, acquaintances,
     audit::AuditLog,
-    bootstrap::{NodeConfig, NodeKeyring},
+    bootstrap::NodeConfig,
     clock::{self, Clock},
     disk::{Disk, DiskEvent, SegmentFiles},
     gossip::Gossip,
     http::Shared,
     identity::Identity,
+    keyring::{KeyringFile, NodeKeyring},
     link::{Link, ReadState},
     listener::{CONNECTIONS_MAX, Listener, raise_file_limit, source_of},
     peers::{self, Owner, PeerEvent, Peers},
@@ -57,8 +58,6 @@ pub(crate) struct Ready {
     pub(crate) files: SegmentFiles,
     pub(crate) identity: Identity,
     pub(crate) clock: Clock,
-    /// What nodes prove to each other that they know. None: this node has been alone and stays so.
-    pub(crate) peer_secret: Option<MacKey>,
 }
 
 /// How a node ends that could start.
@@ -77,6 +76,7 @@ pub(crate) enum Ended {
 pub(crate) fn run(
     config: &NodeConfig,
     ready: Ready,
+    keyring: &mut KeyringFile,
     certificates: &mut Certificates,
     watch: &mut Watch,
     shared: &Shared,
@@ -85,7 +85,7 @@ pub(crate) fn run(
     let internal = |error: io::Error| {
         StartError::local(format!("cannot start: {error}"), "check the limits of the process")
     };
-    let Ready { mut node, files, identity, clock, peer_secret } = ready;
+    let Ready { mut node, files, identity, clock } = ready;
     let registry = watch.poll.registry();
     let listener = config
         .takes_clients()
@@ -94,7 +94,7 @@ pub(crate) fn run(
     let own = registry.try_clone().map_err(internal)?;
     let now = clock.now();
     // A secret that nobody else knows lets nobody in.
-    let secret = peer_secret.clone().unwrap_or_else(|| MacKey::new(clock::random()));
+    let secret = keyring.keys().peer_secret.clone().unwrap_or_else(|| MacKey::new(clock::random()).into());
     let security = certificates.security();
     let mut peers = Peers::start(own, Some(config.peer), &config.seeds, secret, security, &node, now)?;
     if identity.founder {
@@ -109,9 +109,9 @@ pub(crate) fn run(
         watch,
         config,
         identity,
+        keyring,
         certificates,
         failures: Failures::default(),
-        has_secret: peer_secret.is_some(),
         listener,
         peers,
         gossip,
@@ -172,11 +172,10 @@ struct Worker<'a> {
     watch: &'a mut Watch,
     config: &'a NodeConfig,
     identity: Identity,
+    keyring: &'a mut KeyringFile,
     certificates: &'a mut Certificates,
     /// Sessions at the client port that did not come about.
     failures: Failures,
-    /// Whether it can prove to other nodes that it belongs to them.
-    has_secret: bool,
     /// Gone when draining: whoever tries then is refused at once and goes elsewhere. Never there without the role.
     listener: Option<Listener>,
     /// Up until the node has drained: others take over what it leads.
@@ -244,7 +243,7 @@ impl Worker<'_> {
                 self.accept(now);
             }
             self.send_away(now);
-            self.look_at_certificates(now);
+            self.look_at_files(now);
             self.peers.turn(now, &mut budget, &mut self.node);
             drained = self.step(now);
             self.report(now);
@@ -276,6 +275,7 @@ impl Worker<'_> {
             self.strangers.front().map(|(at, _)| *at),
             self.paused.first().map(|(at, _)| *at),
             self.certificates.next_at(),
+            Some(self.keyring.next_at()),
             self.leaving.front().map(|(at, _)| *at),
             self.listener.as_ref().and_then(Listener::retry_at),
             self.drain_until,
@@ -374,9 +374,16 @@ impl Worker<'_> {
         }
     }
 
-    /// New connections use what is in the files now.
-    fn look_at_certificates(&mut self, now: Now) {
+    /// New connections use the certificate that is in its files now, and everybody the keys of the keyring.
+    fn look_at_files(&mut self, now: Now) {
         let is_asked = self.watch.shutdown.take_reload();
+        if let Some(NodeKeyring { access_token, admission_key, peer_secret }) =
+            self.keyring.look(now.monotonic, is_asked).cloned()
+        {
+            let cluster_secret = peer_secret.unwrap_or_else(|| MacKey::new(clock::random()).into());
+            self.peers.set_secret(cluster_secret.clone());
+            self.node.handle(now, Input::Keys { access_token, admission_key, cluster_secret });
+        }
         if let Some(security) = self.certificates.look(now.monotonic, is_asked) {
             self.peers.set_security(security);
             // The warning may be over.
@@ -552,7 +559,7 @@ impl Worker<'_> {
     fn meet(&mut self, now: Now, members: &[Neighbour]) {
         let others = members.iter().filter(|member| member.node != self.config.node);
         let others: Vec<SocketAddr> = others.filter_map(|member| member.peer.parse().ok()).collect();
-        if !self.has_secret && !others.is_empty() {
+        if self.keyring.keys().peer_secret.is_none() && !others.is_empty() {
             self.fatal = Some(NodeKeyring::no_peer_secret(&self.config.keyring));
         }
         if let Err(error) = acquaintances::save(&self.config.data, &others) {
@@ -617,6 +624,7 @@ impl Worker<'_> {
         self.next_report = now.monotonic + if unsettled { READY_PAUSE } else { REPORT_PAUSE };
         self.timings.datagrams_lost = self.gossip.lost();
         self.timings.certificates = self.certificates.numbers();
+        self.timings.keyring = (self.keyring.keys().counts(), self.keyring.looks());
         self.timings.tls_failures = self.failures.counts();
         self.timings.tls_failures.extend(self.peers.failures());
         self.shared.publish(&report, &self.timings);

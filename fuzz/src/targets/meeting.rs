@@ -43,7 +43,7 @@ pub(super) fn client(input: &[u8]) -> u64 {
     let mut out = BytesMut::new();
     let mut server = ServerHandshake::new(ClusterId(5), NodeId(1), 16, [3; 32]);
     let find = |name: &str| Candidates {
-        tokens: [MacKey::new([0x55; 32]), MacKey::new([0x66; 32])],
+        tokens: vec![MacKey::new([0x55; 32]), MacKey::new([0x66; 32])],
         is_known: !name.is_empty(),
         is_learning: false,
         not_now: None,

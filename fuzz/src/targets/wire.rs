@@ -170,7 +170,8 @@ pub(super) fn datagram(input: &[u8]) -> u64 {
         let mac = key().sign(&[&bytes[..covered]]);
         bytes[covered..].copy_from_slice(&mac[..16]);
     }
-    let proven = Unproven::read(&bytes, cluster_tag(CLUSTER), NodeId(2)).and_then(|read| read.prove(&key()));
+    let proven =
+        Unproven::read(&bytes, cluster_tag(CLUSTER), NodeId(2)).and_then(|read| read.prove(&key().into()));
     match proven {
         Ok((header, body)) => {
             mark.note(header.kind);

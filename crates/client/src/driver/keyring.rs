@@ -186,12 +186,10 @@ impl Keyring {
         adopted.ok().flatten()
     }
 
-    /// Another routing key would move keys to other shards, and another admission key would turn away what is repeated.
+    /// Another routing key would move keys to other shards.
     fn adopt(&mut self, keyring: ClientKeyring) -> Result<Option<ClientKeyring>, String> {
         if !keyring.is_of_same_cluster(&self.keyring) {
-            return Err(
-                "its routing key or admission key is another: that is the keyring of another cluster".into(),
-            );
+            return Err("its routing key is another: that is the keyring of another cluster".into());
         }
         if keyring.is_same(&self.keyring) {
             return Ok(None);

@@ -10,8 +10,8 @@ use swarmmq_protocol::{
     error::{Code, Outcome as Fate},
     frame::{Frame, Refused, Settle, SettleAction, SettledRun},
     limits::{PUBLISH_WINDOW_BYTES, RULES_MAX},
-    mac::{MacKey, certified_key, principal_token},
-    session::handshake::{Auth, Candidates},
+    mac::{DualKey, MacKey, certified_key, principal_token},
+    session::handshake::{Auth, Candidates, Proven},
     time::Instant,
 };
 
@@ -126,24 +126,24 @@ impl Node {
             current = principal.generation;
             before = principal.previous.filter(|(_, until)| now.wall < *until).map_or(before, |(old, _)| old);
         }
-        let token = |generation| {
-            MacKey::new(*principal_token(&self.config.access_token, self.config.cluster, name, generation))
-        };
-        let mut tokens = [token(current), token(before)];
-        match shown {
-            None if is_root(name) => tokens[0] = self.config.access_token.clone(),
-            None => {}
-            Some(shown) if shown == Some(name) && found.is_some() => {
-                tokens = [(); 2].map(|()| certified_key(name))
+        let tokens = self.config.access_token.all().flat_map(|access| {
+            let token =
+                |generation| MacKey::new(*principal_token(access, self.config.cluster, name, generation));
+            match shown {
+                None if is_root(name) => [access.clone(), token(before)],
+                None => [token(current), token(before)],
+                Some(shown) if shown == Some(name) && found.is_some() => {
+                    [(); 2].map(|()| certified_key(name))
+                }
+                Some(_) => [(); 2].map(|()| token(u64::MAX)),
             }
-            Some(_) => tokens = [(); 2].map(|()| token(u64::MAX)),
-        }
+        });
         let quota = |quota| found.map_or(0, |(_, principal)| principal.quotas.of(quota));
         let connections = found.map_or(0, |(name, _)| self.guests.connections(name));
         let is_full = quota(Quota::Connections) > 0 && connections >= quota(Quota::Connections);
         let window = Some(quota(Quota::InFlight)).filter(|bytes| *bytes > 0);
         Candidates {
-            tokens,
+            tokens: tokens.collect(),
             is_known: is_root(name) && shown.is_none()
                 || found.is_some_and(|(_, principal)| principal.enabled),
             is_learning: self.is_learning(),
@@ -152,19 +152,46 @@ impl Node {
         }
     }
 
-    /// Whoever has proven to be `name`, with the current token or the one before, or with a certificate.
-    pub(super) fn identity(&self, name: &str, auth: Auth, is_current: bool) -> Identity {
-        let parsed = PrincipalName::parse(name).ok();
-        parsed.map_or(Identity::Root, |name| {
-            if auth == Auth::Certificate {
-                return Identity::Named(name, None);
-            }
-            let generation = self.principal(&name).map_or(0, |principal| match principal.previous {
-                Some((before, _)) if !is_current => before,
-                _ => principal.generation,
-            });
-            Identity::Named(name, Some(generation))
-        })
+    /// Whoever has proven to be somebody, with one of the tokens of [`Node::candidates`] or with a certificate; and which
+    /// access token its own follows from.
+    pub(super) fn identity(&self, proven: &Proven, auth: Auth) -> (Identity, Option<u32>) {
+        let access = self.config.access_token.all().nth(proven.token / 2).map(MacKey::fingerprint);
+        let Ok(name) = PrincipalName::parse(&proven.principal) else { return (Identity::Root, access) };
+        if auth == Auth::Certificate {
+            return (Identity::Named(name, None), None);
+        }
+        let is_current = proven.token.is_multiple_of(2);
+        let generation = self.principal(&name).map_or(0, |principal| match principal.previous {
+            Some((before, _)) if !is_current => before,
+            _ => principal.generation,
+        });
+        (Identity::Named(name, Some(generation)), access)
+    }
+
+    /// Other keys count from now on. Whoever came in with a token of which nothing is left goes.
+    pub(super) fn take_keys(
+        &mut self,
+        access_token: DualKey,
+        admission_key: DualKey,
+        cluster_secret: DualKey,
+    ) {
+        self.swarm.set_secret(cluster_secret.clone());
+        let left: Vec<u32> = access_token.all().map(MacKey::fingerprint).collect();
+        self.config.access_token = access_token;
+        self.config.admission_key = admission_key;
+        self.config.cluster_secret = cluster_secret;
+        let is_out = |access: &u32| !left.contains(access);
+        let ended: Vec<ConnectionId> = self
+            .connections
+            .iter()
+            .filter(|(_, state)| !state.closing && state.access.as_ref().is_some_and(is_out))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ended {
+            let message = "the access token that this one's follows from is not accepted any more".to_owned();
+            self.send(id, 0, &Refused { code: Code::Unauthenticated.number(), message });
+            self.close(id);
+        }
     }
 
     /// The principal of a connection, unless that is root.

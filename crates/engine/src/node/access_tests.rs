@@ -4,7 +4,7 @@
 use swarmmq_protocol::{
     access::{AccessRequest, Pattern, PrincipalName, Quota, QuotaChanges, ROOT_BEFORE, Rules, Verb},
     frame::{CloseSession, Peek, Refused},
-    mac::principal_token,
+    mac::{DualKey, principal_token},
     policy::Setting,
 };
 
@@ -706,4 +706,54 @@ fn a_certificate_lets_in_as_the_principal_that_it_names_and_as_nobody_else() {
     assert!(world.closed.contains(&billing));
     world.pass(Duration::from_secs(700));
     assert_eq!(refused(enter_certified(&mut world, "billing", Some("billing"))), Some(Code::Unauthenticated));
+}
+
+/// The keys of the node while they are replaced: in use, and beside it.
+fn keys(world: &mut World, access: (u8, Option<u8>), admission: (u8, Option<u8>)) {
+    let key = |byte| MacKey::new([byte; 32]);
+    let dual = |(current, also): (u8, Option<u8>)| DualKey { current: key(current), also: also.map(key) };
+    let (access_token, admission_key) = (dual(access), dual(admission));
+    let input = Input::Keys { access_token, admission_key, cluster_secret: key(3).into() };
+    world.node.handle(world.now, input);
+    world.run();
+}
+
+#[test]
+fn an_access_token_is_replaced_and_whoever_has_only_the_old_one_goes() {
+    let mut world = World::new();
+    let root = world.connect();
+    let generation = add(&mut world, root, "till", &["publish:shop"], &[]);
+    let till = enter_as(&mut world, "till", generation);
+    let of = |access: u8| {
+        let access = MacKey::new([access; 32]);
+        MacKey::new(*principal_token(&access, ClusterId(5), "till", generation))
+    };
+    keys(&mut world, (1, Some(7)), (2, None));
+    let early = enter(&mut world, "till", of(7), ELSEWHERE).unwrap();
+    let other_root = enter(&mut world, ROOT, MacKey::new([7; 32]), ELSEWHERE).unwrap();
+    keys(&mut world, (7, Some(1)), (2, None));
+    let late = enter(&mut world, "till", of(1), ELSEWHERE).unwrap();
+    let open = |world: &World| [root, till, early, other_root, late].map(|id| !world.closed.contains(&id));
+    assert_eq!(open(&world), [true; 5]);
+    keys(&mut world, (7, None), (2, None));
+    assert_eq!(open(&world), [false, false, true, true, false]);
+    let refused = enter(&mut world, "till", of(1), ELSEWHERE).unwrap_err();
+    assert_eq!(Code::from_number(refused.code), Some(Code::Unauthenticated));
+    assert!(enter(&mut world, "till", of(7), ELSEWHERE).is_ok());
+}
+
+#[test]
+fn an_admission_key_is_replaced_and_what_only_the_old_one_lets_in_is_refused() {
+    let mut world = World::new();
+    let client = world.connect();
+    make(&mut world, client, "a", Order::Total);
+    let mut sender = Sender::new(1);
+    for admission in [(2, None), (2, Some(7)), (7, Some(2))] {
+        keys(&mut world, (1, None), admission);
+        sender.publish(&mut world, client, "a", &[None], 10);
+    }
+    keys(&mut world, (1, None), (7, None));
+    let shard = sender.shard("a", None, false);
+    let late = sender.frame(shard, 1, sender.seal(shard, "a", None, 4, 10));
+    assert_eq!(code(&world.ask(client, &late)), Some(Code::Forged));
 }

@@ -4,6 +4,7 @@ use bytes::{Bytes, BytesMut};
 use swarmmq_protocol::{
     error::Code,
     id::{ClusterId, NodeId},
+    mac::DualKey,
     node_key::NodeSecret,
     packet::Packet,
     session::{guard::Source, peer::PeerHello},
@@ -63,9 +64,9 @@ pub struct Config {
     /// Data shards of the cluster; fixed when the cluster is made.
     pub shard_count: u32,
     /// The access token: root's, and what the tokens of all other principals are derived from.
-    pub access_token: swarmmq_protocol::mac::MacKey,
+    pub access_token: DualKey,
     /// Admission key: verifies sealed messages without being able to open them.
-    pub admission_key: swarmmq_protocol::mac::MacKey,
+    pub admission_key: DualKey,
     /// Bytes of one log segment.
     pub segment_bytes: u32,
     /// Payload bytes kept in memory for delivery without reading the disk.
@@ -76,7 +77,7 @@ pub struct Config {
     /// Its own secret, whose public half other nodes know it by.
     pub secret: NodeSecret,
     /// What all nodes of the cluster have and nobody else; goes into the keys of their datagrams.
-    pub cluster_secret: swarmmq_protocol::mac::MacKey,
+    pub cluster_secret: DualKey,
     /// Free bytes on the disk below which publishes are refused.
     pub reserve_bytes: u64,
     /// Seed of everything random that is no secret: election timeouts, jitter.
@@ -105,6 +106,15 @@ pub enum Input {
         connection: ConnectionId,
         /// Whose certificate.
         name: String,
+    },
+    /// Other keys count from now on than those of the configuration.
+    Keys {
+        /// See [`Config::access_token`].
+        access_token: DualKey,
+        /// See [`Config::admission_key`].
+        admission_key: DualKey,
+        /// See [`Config::cluster_secret`].
+        cluster_secret: DualKey,
     },
     /// Somebody was turned away at the port for nodes.
     PeerRefused {

@@ -53,6 +53,8 @@ pub(super) struct Connection {
     pub(super) source: Source,
     /// Whose certificate it has shown, and proven to have the key of.
     certificate: Option<String>,
+    /// Which access token its own follows from, by fingerprint.
+    pub(super) access: Option<u32>,
     /// Who it has proven to be.
     pub(super) identity: Option<Identity>,
     pub(super) out: BytesMut,
@@ -84,6 +86,7 @@ impl Node {
                 stage: Stage::Handshake(Box::new(handshake)),
                 source,
                 certificate: None,
+                access: None,
                 identity: None,
                 out: BytesMut::new(),
                 closing: false,
@@ -147,11 +150,12 @@ impl Node {
             Ok(Some(proven)) => {
                 state.stage = Stage::Ready;
                 self.guard.succeeded(source);
-                let identity = self.identity(&proven.principal, handshake.auth(), proven.is_current);
+                let (identity, access) = self.identity(&proven, handshake.auth());
                 if let Some(name) = identity.name() {
                     self.guest_came(connection, &name.clone());
                 }
-                self.connections.get_mut(&connection).expect("looked up above").identity = Some(identity);
+                let state = self.connections.get_mut(&connection).expect("looked up above");
+                (state.identity, state.access) = (Some(identity), access);
                 if self.draining {
                     self.go_away(connection, "the node is stopping");
                 }

@@ -278,6 +278,9 @@ impl Node {
     pub fn handle(&mut self, now: Now, input: Input) {
         match input {
             Input::Connected { connection, nonce, source } => self.connected(now, connection, nonce, source),
+            Input::Keys { access_token, admission_key, cluster_secret } => {
+                self.take_keys(access_token, admission_key, cluster_secret);
+            }
             Input::Certified { connection, name } => self.certified(connection, name),
             Input::PeerRefused { source, node, code } => self.peer_refused(now, source, node, code),
             Input::Frame { connection, header, body } => self.frame(now, connection, header, body),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use swarmmq_protocol::{
     datagram::{Gossiped, ReplayWindow},
     id::NodeId,
-    mac::MacKey,
+    mac::DualKey,
     node_key::NodeKey,
     time::Instant,
 };
@@ -85,7 +85,7 @@ pub(super) struct Correspondent {
     /// Its keys.
     pub key: NodeKey,
     /// What both ends prove their datagrams with.
-    pub pair: MacKey,
+    pub pair: DualKey,
     /// What came of its present life.
     pub window: ReplayWindow,
     /// When it last got an answer out of turn.
@@ -115,7 +115,7 @@ fn second(now: Instant) -> u64 {
 }
 
 impl Correspondent {
-    pub fn new(incarnation: u64, key: NodeKey, pair: MacKey) -> Self {
+    pub fn new(incarnation: u64, key: NodeKey, pair: DualKey) -> Self {
         Self {
             incarnation,
             key,

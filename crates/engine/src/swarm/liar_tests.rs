@@ -38,7 +38,8 @@ fn lie(swarm: &mut Swarm, now: Instant, out: &mut Sending) {
         let mut bytes = BytesMut::new();
         body.encode(&mut bytes);
         let tag = datagram::cluster_tag(swarm.config.cluster);
-        out.datagrams.push((to, datagram::seal(tag, &header, &bytes, &swarm.gossip.others[&to].pair)));
+        out.datagrams
+            .push((to, datagram::seal(tag, &header, &bytes, &swarm.gossip.others[&to].pair.current)));
     }
 }
 

@@ -38,7 +38,7 @@ use bytes::Bytes;
 use swarmmq_protocol::{
     datagram::{DatagramError, Life},
     id::{ClusterId, NodeId},
-    mac::MacKey,
+    mac::DualKey,
     node_key::NodeSecret,
     policy::Policy,
     time::Instant,
@@ -74,7 +74,7 @@ pub struct Config {
     /// Where it belongs.
     pub cluster: ClusterId,
     /// What all nodes of the cluster have and nobody else.
-    pub cluster_secret: MacKey,
+    pub cluster_secret: DualKey,
     /// Of chance.
     pub seed: u64,
 }
@@ -154,6 +154,12 @@ impl Swarm {
         self.links.keep(|node| known.contains_key(&node));
         self.known = known;
         self.has_news = true;
+    }
+
+    /// What all nodes of the cluster have from now on.
+    pub fn set_secret(&mut self, secret: DualKey) {
+        self.config.cluster_secret = secret.clone();
+        self.gossip.set_secret(secret);
     }
 
     /// How paths are chosen from now on.

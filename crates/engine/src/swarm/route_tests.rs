@@ -1,6 +1,7 @@
 //! Several swarms over links and datagrams that can be cut: which paths packets take.
 
 use swarmmq_protocol::{
+    mac::MacKey,
     route::{LinkFault, RouteCandidate, RouteWhy},
     session::peer::PeerHello,
 };
@@ -74,7 +75,7 @@ impl World {
                 release: "test".into(),
                 secret: secret(*id),
                 cluster: ClusterId(7),
-                cluster_secret: MacKey::new([9; 32]),
+                cluster_secret: MacKey::new([9; 32]).into(),
                 seed: u64::from(id.0),
             };
             let mut swarm = Swarm::new(config, now);

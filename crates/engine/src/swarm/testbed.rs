@@ -112,7 +112,7 @@ pub(super) fn acquaintances(count: usize) -> BTreeMap<NodeId, Acquaintance> {
 
 fn gossip(index: usize, boot: u64, seed: u64, now: Instant) -> Gossip {
     let me = Me { node: node(index), incarnation: 1, boot };
-    Gossip::new(me, secret(index), CLUSTER, MacKey::new([9; 32]), seed, now)
+    Gossip::new(me, secret(index), CLUSTER, MacKey::new([9; 32]).into(), seed, now)
 }
 
 impl Testbed {

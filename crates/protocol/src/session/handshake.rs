@@ -208,9 +208,9 @@ impl ClientHandshake {
 /// How a name can prove itself, as the node knows it.
 #[derive(Debug)]
 pub struct Candidates {
-    /// Tokens that are accepted: the current one and the one before. For names that nobody has, two that nobody has: whether
-    /// there is such a principal is not to be seen in what a refusal costs.
-    pub tokens: [MacKey; 2],
+    /// Tokens that are accepted. For names that nobody has, as many that nobody has: whether there is such a principal is not
+    /// to be seen in what a refusal costs.
+    pub tokens: Vec<MacKey>,
     /// Whether a proof is enough: there is such a principal, and it is enabled.
     pub is_known: bool,
     /// The node may not know every principal yet: whoever cannot prove itself is to try again, or elsewhere.
@@ -224,9 +224,8 @@ pub struct Candidates {
 impl Candidates {
     /// One token and nothing else, without bounds.
     pub fn only(token: MacKey) -> Self {
-        let tokens = [token.clone(), token];
         Self {
-            tokens,
+            tokens: vec![token],
             is_known: true,
             is_learning: false,
             not_now: None,
@@ -240,8 +239,8 @@ impl Candidates {
 pub struct Proven {
     /// As whom.
     pub principal: String,
-    /// With the first of its [`Candidates::tokens`].
-    pub is_current: bool,
+    /// With which of its [`Candidates::tokens`].
+    pub token: usize,
 }
 
 /// The node's end.
@@ -315,29 +314,29 @@ impl ServerHandshake {
         };
         let shown: ClientProof = read(header, body)?;
         let known = find(principal);
-        // Both are tried whatever the first one says, and the name counts last.
-        let [current, before] =
-            known.tokens.each_ref().map(|token| token.verify(&[CLIENT_LABEL, hellos], &shown.proof));
-        if !((current | before) & known.is_known) {
-            return Err(match current | before {
+        // All are tried whatever the first one says, and the name counts last.
+        let fits = |token: &MacKey| token.verify(&[CLIENT_LABEL, hellos], &shown.proof);
+        let fitting: Vec<bool> = known.tokens.iter().map(fits).collect();
+        let token = fitting.iter().position(|fits| *fits);
+        let Some(token) = token.filter(|_| known.is_known) else {
+            return Err(match token {
                 _ if known.is_learning => HandshakeError::NotNow(Code::NotLeader, LEARNING),
-                true => HandshakeError::Disabled,
-                false => HandshakeError::WrongToken,
+                Some(_) => HandshakeError::Disabled,
+                None => HandshakeError::WrongToken,
             });
-        }
+        };
         if let Some((code, why)) = known.not_now {
             return Err(HandshakeError::NotNow(code, why));
         }
-        let [newest, older] = &known.tokens;
         let welcome = Welcome {
-            proof: proof(if current { newest } else { older }, SERVER_LABEL, hellos),
+            proof: proof(&known.tokens[token], SERVER_LABEL, hellos),
             shard_count: self.shard_count,
             publish_window_messages: PUBLISH_WINDOW_MESSAGES,
             publish_window_bytes: known.publish_window_bytes.min(PUBLISH_WINDOW_BYTES),
             server_time: time,
         };
         frame::encode(&welcome, 0, out);
-        Ok(Some(Proven { principal: principal.clone(), is_current: current }))
+        Ok(Some(Proven { principal: principal.clone(), token }))
     }
 }
 
@@ -359,7 +358,7 @@ mod tests {
     /// A node that knows one name and its tokens.
     fn knows(tokens: [u8; 2]) -> impl Fn(&str) -> Candidates {
         move |name| Candidates {
-            tokens: tokens.map(|byte| MacKey::new([byte; 32])),
+            tokens: tokens.map(|byte| MacKey::new([byte; 32])).into(),
             is_known: name == "app",
             is_learning: false,
             not_now: None,
@@ -391,9 +390,9 @@ mod tests {
     #[test]
     fn both_ends_meet_over_the_same_token() {
         // The token of before counts as much as the current one.
-        for (tokens, is_current) in [([7, 8], true), ([8, 7], false)] {
+        for (tokens, token) in [([7, 8], 0), ([8, 7], 1)] {
             let (client, principal) = run("app", 7, &knows(tokens));
-            assert_eq!(principal, Some(Proven { principal: "app".into(), is_current }));
+            assert_eq!(principal, Some(Proven { principal: "app".into(), token }));
             let ready = client.unwrap().unwrap();
             assert_eq!((ready.cluster, ready.welcome.publish_window_bytes), (ClusterId(5), 1000));
         }

@@ -30,7 +30,7 @@ use crate::{
     id::{ClusterId, NodeId},
     join_token::{self, JoinToken},
     limits::UNAUTHENTICATED_BYTES_MAX,
-    mac::{MacKey, sha256},
+    mac::{DualKey, MacKey, sha256},
     node_key::NodeKey,
 };
 
@@ -286,7 +286,8 @@ fn put(step: u8, parts: &[&[u8]], out: &mut BytesMut) {
 /// Either end of a handshake between two nodes.
 #[derive(Debug)]
 pub struct PeerHandshake {
-    secret: MacKey,
+    /// An acceptor proves itself with the current one, before it knows whom it talks to; a dialler answers with the same one.
+    secret: DualKey,
     me: PeerHello,
     /// What lets this node join, if it has anything of the kind.
     token: Option<JoinToken>,
@@ -315,7 +316,7 @@ impl PeerHandshake {
     /// * `nonce`: fresh randomness.
     /// * `token`: given to whoever answers, once it has proven itself.
     pub fn dial(
-        secret: MacKey,
+        secret: impl Into<DualKey>,
         me: PeerHello,
         expected: Option<NodeId>,
         nonce: [u8; 32],
@@ -324,11 +325,13 @@ impl PeerHandshake {
     ) -> Self {
         let hello = me.bytes(&nonce);
         put(HELLO, &[&hello], out);
+        let secret = secret.into();
         Self { secret, me, token, state: State::Dialled { hello, expected }, taken_bytes: 0 }
     }
 
     /// Waits as the one who was dialled. `nonce` is fresh randomness.
-    pub fn accept(secret: MacKey, me: PeerHello, nonce: [u8; 32]) -> Self {
+    pub fn accept(secret: impl Into<DualKey>, me: PeerHello, nonce: [u8; 32]) -> Self {
+        let secret = secret.into();
         Self { secret, me, token: None, state: State::Waiting { nonce }, taken_bytes: 0 }
     }
 
@@ -369,16 +372,16 @@ impl PeerHandshake {
                     let (claimed, _) = PeerHello::read(body.clone())?;
                     let hello = self.me.bytes(&nonce);
                     let hellos = sha256(&[&body, &hello]);
-                    put(ACCEPT, &[&hello, &self.secret.sign(&[ACCEPT_LABEL, &hellos])], out);
+                    put(ACCEPT, &[&hello, &self.secret.current.sign(&[ACCEPT_LABEL, &hellos])], out);
                     self.state = State::Challenged { claimed, hellos };
                 }
                 (State::Challenged { claimed, hellos }, PROOF) => {
                     let (proof, masked) = body.split_at(body.len().min(PROOF_BYTES));
-                    if !self.secret.verify(&[DIAL_LABEL, &hellos, masked], proof) {
-                        return Err(PeerError::WrongSecret);
-                    }
+                    let secret = self.secret.of_mac(&[DIAL_LABEL, &hellos, masked], proof);
+                    let secret = secret.ok_or(PeerError::WrongSecret)?;
+                    let join = unmask(secret, &hellos, masked);
                     self.judge(&claimed)?;
-                    let join = self.unmask(&hellos, masked)?;
+                    let join = join?;
                     out.put_slice(&READY_MESSAGE);
                     return Ok(Some(PeerHello { join, ..claimed }));
                 }
@@ -401,34 +404,16 @@ impl PeerHandshake {
         let proof = body.split_off(hello_bytes);
         let (claimed, version) = PeerHello::read(body.clone())?;
         let hellos = sha256(&[hello, &body]);
-        if !self.secret.verify(&[ACCEPT_LABEL, &hellos], &proof) {
-            return Err(PeerError::WrongSecret);
-        }
+        let secret = self.secret.of_mac(&[ACCEPT_LABEL, &hellos], &proof).ok_or(PeerError::WrongSecret)?;
         self.judge(&claimed)?;
         if let Some(wanted) = expected.filter(|wanted| *wanted != claimed.node) {
             return Err(PeerError::Unexpected { wanted, found: claimed.node });
         }
         let token = self.token.as_ref().filter(|_| version >= PEER_VERSION_OF_TOKENS);
-        let masked = token.map(|token| self.mask(&hellos, token.secret()));
+        let masked = token.map(|token| mask(secret, &hellos, token.secret()));
         let masked = masked.as_ref().map_or(&[][..], |masked| &masked[..]);
-        put(PROOF, &[&self.secret.sign(&[DIAL_LABEL, &hellos, masked]), masked], out);
+        put(PROOF, &[&secret.sign(&[DIAL_LABEL, &hellos, masked]), masked], out);
         Ok(claimed)
-    }
-
-    /// A join token's secret as it travels, and back: a key stream that is used once hides it.
-    fn mask(&self, hellos: &[u8; 32], secret: &[u8; 32]) -> Zeroizing<[u8; 32]> {
-        let mut masked = Zeroizing::new(self.secret.sign(&[JOIN_LABEL, hellos]));
-        masked.iter_mut().zip(secret).for_each(|(byte, of_secret)| *byte ^= of_secret);
-        masked
-    }
-
-    /// What the acceptor keeps of a join token.
-    fn unmask(&self, hellos: &[u8; 32], masked: &[u8]) -> Result<Option<[u8; 32]>, PeerError> {
-        if masked.is_empty() {
-            return Ok(None);
-        }
-        let masked: &[u8; 32] = masked.try_into().map_err(|_| PeerError::Malformed)?;
-        Ok(Some(join_token::hash(&self.mask(hellos, masked))))
     }
 
     /// Whether a peer that has proven itself can be a peer of this node. Who knows no cluster yet fits to any.
@@ -460,6 +445,22 @@ impl PeerHandshake {
         let body = message.split_off(LENGTH_BYTES + 1);
         Ok(Some((message[LENGTH_BYTES], body)))
     }
+}
+
+/// A join token's secret as it travels, and back: a key stream that is used once hides it.
+fn mask(key: &MacKey, hellos: &[u8; 32], secret: &[u8; 32]) -> Zeroizing<[u8; 32]> {
+    let mut masked = Zeroizing::new(key.sign(&[JOIN_LABEL, hellos]));
+    masked.iter_mut().zip(secret).for_each(|(byte, of_secret)| *byte ^= of_secret);
+    masked
+}
+
+/// What the acceptor keeps of a join token.
+fn unmask(key: &MacKey, hellos: &[u8; 32], masked: &[u8]) -> Result<Option<[u8; 32]>, PeerError> {
+    if masked.is_empty() {
+        return Ok(None);
+    }
+    let masked: &[u8; 32] = masked.try_into().map_err(|_| PeerError::Malformed)?;
+    Ok(Some(join_token::hash(&mask(key, hellos, masked))))
 }
 
 fn refusal(body: Bytes) -> PeerError {

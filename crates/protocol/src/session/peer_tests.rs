@@ -102,6 +102,28 @@ fn a_node_that_joins_knows_no_cluster_yet() {
     assert_eq!((dialled, accepted), (Ok(Some(joining)), Ok(Some(hello(2)))));
 }
 
+/// While a secret is replaced, keyring by keyring: any two nodes of two steps that follow each other meet, with a join token too.
+#[test]
+fn two_nodes_meet_while_their_secret_is_replaced() {
+    let dual = |current, also: Option<u8>| DualKey { current: secret(current), also: also.map(secret) };
+    let steps = [dual(7, None), dual(7, Some(8)), dual(8, Some(7)), dual(8, None)];
+    for (i, one) in steps.iter().enumerate() {
+        for (j, other) in steps.iter().enumerate() {
+            let (mut up, down) = (BytesMut::new(), BytesMut::new());
+            let dialler = PeerHandshake::dial(one.clone(), hello(1), None, [1; 32], Some(token()), &mut up);
+            let acceptor = PeerHandshake::accept(other.clone(), hello(2), [2; 32]);
+            let (dialled, accepted) = Pair { dialler, acceptor, up, down }.run(untouched);
+            if i.abs_diff(j) > 1 {
+                assert!(i.abs_diff(j) < 3 || dialled == Err(PeerError::WrongSecret), "{i} {j}");
+                continue;
+            }
+            assert_eq!(dialled, Ok(Some(hello(2))), "{i} {j}");
+            let join = Some(join_token::hash(token().secret()));
+            assert_eq!(accepted, Ok(Some(PeerHello { join, ..hello(1) })), "{i} {j}");
+        }
+    }
+}
+
 fn token() -> JoinToken {
     JoinToken::new(ClusterId(5), [0xab; 32])
 }

@@ -26,7 +26,7 @@ use swarmmq_protocol::{
     id::NodeId,
     join_token::JoinToken,
     limits::UNAUTHENTICATED_TIME_MAX,
-    mac::MacKey,
+    mac::DualKey,
     packet::Packet,
     session::{
         guard::{Guard, Source},
@@ -144,7 +144,7 @@ pub(crate) struct Peers {
     /// Links with bytes left to read, for want of budget.
     unread: VecDeque<usize>,
     registry: Registry,
-    secret: MacKey,
+    secret: DualKey,
     /// What lets this node join, if it is no member.
     token: Option<JoinToken>,
     /// Who fails to prove itself too often.
@@ -169,7 +169,7 @@ impl Peers {
         registry: Registry,
         listen: Option<SocketAddr>,
         seeds: &[SocketAddr],
-        secret: MacKey,
+        secret: DualKey,
         security: Security,
         owner: &dyn Owner,
         now: Now,
@@ -199,6 +199,11 @@ impl Peers {
             strangers_quiet: (now.monotonic, 0),
             next_words: now.monotonic + SAY_AGAIN,
         })
+    }
+
+    /// What is proven and demanded on links that are made from now on; those that stand stay.
+    pub(crate) fn set_secret(&mut self, secret: DualKey) {
+        self.secret = secret;
     }
 
     /// Whom this node asks is given a join token from now on.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use mio::{Events, Poll};
 use swarmmq_protocol::{
     id::ClusterId,
+    mac::MacKey,
     packet::{Class, PacketReader},
 };
 use swarmmq_tls::{Authority, Host, Identity, Name};
@@ -95,7 +96,7 @@ impl Place {
         let clock = Clock::start();
         let owner = Recorder { hello, unwanted: None, turned_away: Vec::new(), events: Vec::new() };
         let registry = poll.registry().try_clone().unwrap();
-        let secret = MacKey::new(SECRET);
+        let secret = MacKey::new(SECRET).into();
         let peers =
             Peers::start(registry, Some(address), seeds, secret, Security::Plain, &owner, clock.now())
                 .unwrap();
@@ -492,7 +493,7 @@ fn a_seed_of_another_cluster_ends_a_node_that_knows_nobody_else() {
 fn another_secret_is_found_out_and_waited_for() {
     let mut one = Place::new(1);
     let mut two = Place::with(2, &[one.address], |_| {});
-    two.peers.secret = MacKey::new([8; 32]);
+    two.peers.secret = MacKey::new([8; 32]).into();
     until(&mut [&mut one, &mut two], "words", |all| {
         all[1].peers.seeds_in_words().contains("secret does not match")
     });

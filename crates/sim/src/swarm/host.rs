@@ -132,10 +132,10 @@ impl Host {
                 ..Addresses::default()
             },
             shard_count: plan.shards,
-            access_token: keyring.access_token(),
-            admission_key: keyring.admission_key(),
+            access_token: keyring.access_token().into(),
+            admission_key: keyring.admission_key().into(),
             secret: NodeSecret::new([index as u8 + 1; 32]),
-            cluster_secret: MacKey::new([7; 32]),
+            cluster_secret: MacKey::new([7; 32]).into(),
             segment_bytes: plan.segment_bytes,
             cache_bytes_max: plan.cache_bytes,
             horizon_ahead: plan.horizon_ahead,
