@@ -135,7 +135,7 @@ pub fn run(target: &Target, seed: u64, length: &Length, save: bool) -> io::Resul
     let executions_max = if let Length::Executions(count) = length { *count } else { u64::MAX };
     let mut input = Vec::new();
     // The clock costs more than many a decoder.
-    while until.is_some_and(|until| outcome.executions % 64 != 0 || Instant::now() < until)
+    while until.is_some_and(|until| !outcome.executions.is_multiple_of(64) || Instant::now() < until)
         && outcome.executions < executions_max
     {
         input.clear();

@@ -9,6 +9,7 @@ use swarmmq_engine::{
     node::{Addresses, Config, ConnectionId, Effects, Input, Node, Now, bug::Bugs},
 };
 use swarmmq_protocol::{
+    access::ROOT,
     envelope::Header,
     frame::{Frame, FrameReader, OpenSession, Publish},
     id::{Address, ClusterId, KeyId, KeyRenewal, NodeId, ProducerEpoch, ProducerId, Salt, Sequence, ShardId},
@@ -204,7 +205,7 @@ impl World {
     pub fn client(&mut self) -> ConnectionId {
         let connection = self.stranger();
         let mut out = BytesMut::new();
-        let mut handshake = ClientHandshake::start(MacKey::new([1; 32]), "app", [4; 32], &mut out);
+        let mut handshake = ClientHandshake::start(MacKey::new([1; 32]), ROOT, [4; 32], &mut out);
         for _ in 0..2 {
             self.bytes(connection, &out.split());
             for (request, frame) in self.take(connection) {

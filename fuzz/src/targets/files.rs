@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use swarmmq_protocol::{codec::Reader, policy::Setting, time::WallTime};
-use swarmmq_seal::ClientKeyring;
+use swarmmq_seal::{ClientKeyring, KeyringError, NodeKey, NodeKeyring};
 
 use super::Mark;
 use crate::rng::Rng;
@@ -12,7 +12,9 @@ pub(super) fn keyrings() -> Vec<Vec<u8>> {
     let mut random = |out: &mut [u8]| out.fill_with(|| rng.next() as u8);
     let keyring = ClientKeyring::generate(WallTime(1), &mut random).expect("the secrets differ");
     let node = keyring.to_node_text(&mut random).expect("the secrets differ");
-    vec![keyring.to_text().as_bytes().to_vec(), node.as_bytes().to_vec()]
+    let turning = NodeKeyring::parse(&node).expect("it was written by ourselves");
+    let turning = turning.next(NodeKey::PeerSecret, &mut random).expect("only one counts");
+    [keyring.to_text(), node, turning.to_text()].map(|text| text.as_bytes().to_vec()).into()
 }
 
 /// A keyring file: what reads is written so that it reads the same; an error never quotes a key.
@@ -27,13 +29,25 @@ pub(super) fn keyring(input: &[u8]) -> u64 {
             mark.note(keyring.payload_keys().count());
         }
         Err(error) => {
-            let said = format!("{error} {error:?}");
-            let quotes = said.as_bytes().windows(16).any(|part| part.iter().all(u8::is_ascii_hexdigit));
-            assert!(!quotes, "an error quotes a key");
+            assert!(!quotes_a_key(&error), "an error quotes a key");
             mark.error(&error);
         }
     }
+    match NodeKeyring::parse(text) {
+        Ok(keyring) => {
+            let again = keyring.to_text();
+            let second = NodeKeyring::parse(&again).expect("it was written by ourselves");
+            assert!(*second.to_text() == *again, "a node's keyring changes as it is written and read");
+            mark.note(keyring.fingerprints().iter().map(|(_, keys)| keys.len()).sum::<usize>());
+        }
+        Err(error) => assert!(!quotes_a_key(&error), "an error quotes a key"),
+    }
     mark.done()
+}
+
+fn quotes_a_key(error: &KeyringError) -> bool {
+    let said = format!("{error} {error:?}");
+    said.as_bytes().windows(16).any(|part| part.iter().all(u8::is_ascii_hexdigit))
 }
 
 pub(super) fn settings() -> Vec<Vec<u8>> {

@@ -1,6 +1,8 @@
 //! What is fuzzed: plain functions from bytes to a mark of what happened. A panic is a finding; so is allocating more than
 //! an input of that size may cost.
 
+#![expect(clippy::disallowed_types, reason = "marks are compared within one run of one build")]
+
 mod disk;
 mod envelope;
 mod files;
