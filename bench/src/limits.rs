@@ -33,7 +33,7 @@ pub(crate) fn measure(directory: &Path, scale: f64) -> Outcome<Limits> {
 fn disk(directory: &Path, steps: usize) -> Outcome<f64> {
     let path = directory.join("limit");
     let mut file = File::create(&path).during(path.display())?;
-    let step: Vec<u8> = (0..STEP_BYTES).map(|n| (n * n >> 7) as u8).collect();
+    let step: Vec<u8> = (0..STEP_BYTES).map(|n| ((n * n) >> 7) as u8).collect();
     let began = Instant::now();
     for _ in 0..steps {
         file.write_all(&step).during("cannot write to the disk")?;

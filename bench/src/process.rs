@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Signal, kill_process_group};
+use rustix::process::{Signal, WaitOptions, kill_process, kill_process_group, set_child_subreaper, waitpid};
 
 use crate::failure::{During, Failure, Outcome};
 
@@ -62,10 +62,6 @@ impl Pid {
             // An error means that nobody is left.
             let _gone = kill_process_group(pid, Signal::KILL).is_err();
         }
-    }
-
-    pub(crate) fn is_alive(self) -> bool {
-        stat(self).is_some_and(|stat| stat.state != 'Z')
     }
 }
 
@@ -123,6 +119,29 @@ fn last_lines(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().rev().filter(|line| !line.trim().is_empty()).take(5).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
+}
+
+/// From now on whoever loses its parent is ours: nodes that detach are not out of reach.
+pub(crate) fn adopt_orphans() -> Outcome<()> {
+    set_child_subreaper(Pid(std::process::id()).rustix()).during("cannot adopt orphans")
+}
+
+/// Ends all that this process and its children started, whatever group it is in. For when no broker should run any more.
+pub(crate) fn end_all() {
+    let own = Pid(std::process::id());
+    // Once more for those that were started meanwhile.
+    for _ in 0..2 {
+        let family = with_descendants(&[own]);
+        let family: Vec<_> = family.into_iter().filter(|pid| *pid != own).filter_map(Pid::rustix).collect();
+        for pid in &family {
+            // An error means that it has just ended.
+            let _gone = kill_process(*pid, Signal::KILL).is_err();
+        }
+        for pid in family {
+            // An error means that it is a child of somebody else, who ended as well.
+            let _gone = waitpid(Some(pid), WaitOptions::empty()).is_err();
+        }
+    }
 }
 
 /// Runs a program to its end. An error, with what it said, if that is not a good one.
@@ -290,7 +309,7 @@ mod tests {
         .unwrap();
         assert!(with_descendants(&[guard.pid()]).contains(&grandchild));
         drop(guard);
-        wait_until("it has ended", minute, || Ok((!grandchild.is_alive()).then_some(()))).unwrap();
+        wait_until("it has ended", minute, || Ok(stat(grandchild).is_none_or(|stat| stat.state == 'Z').then_some(()))).unwrap();
     }
 
     #[test]

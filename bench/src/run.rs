@@ -12,7 +12,7 @@ use crate::{
     limits, load,
     peer::{Broker, Place, nats::Nats, rabbitmq::RabbitMq, redis::Redis, swarmmq::Swarm},
     plan::{Load, Plan},
-    process::{check_interrupted, find_program, processors},
+    process::{adopt_orphans, check_interrupted, end_all, find_program, processors},
     results::{Figures, Machine, Results, Run},
 };
 
@@ -75,6 +75,7 @@ pub(crate) fn note(what: impl AsRef<str>) {
 /// Measures. True: everything that was asked for was measured.
 pub(crate) fn all(wish: &Wish) -> Outcome<(Results, bool)> {
     refuse_memory(&wish.directory)?;
+    adopt_orphans()?;
     let directory = tempfile::Builder::new()
         .prefix("swarmmq-bench-")
         .tempdir_in(&wish.directory)
@@ -103,6 +104,7 @@ pub(crate) fn all(wish: &Wish) -> Outcome<(Results, bool)> {
                 Kind::RabbitMq => one::<RabbitMq>(row, wish, &place, repetition, &mut results),
                 Kind::Redis => one::<Redis>(row, wish, &place, repetition, &mut results),
             };
+            end_all();
             match outcome {
                 Ok(()) => {}
                 Err(Failure::Interrupted) => return Err(Failure::Interrupted),

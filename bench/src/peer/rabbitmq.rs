@@ -21,7 +21,7 @@ use super::{
 use crate::{
     failure::{Failure, Outcome},
     plan::Load,
-    process::{Guarded, Pid, find_program, free_ports, listens, wait_until, with_descendants},
+    process::{Guarded, Pid, find_program, free_ports, listens, wait_until},
 };
 
 const NODES: usize = 3;
@@ -57,6 +57,8 @@ impl RabbitMq {
         let mut command = Command::new(&self.script);
         command
             .env("HOME", &self.directory)
+            // Without a shell around it that would do something when it ends.
+            .env("RUNNING_UNDER_SYSTEMD", "true")
             .env("RABBITMQ_NODENAME", format!("{name}@localhost"))
             .env("RABBITMQ_CONF_ENV_FILE", data.join("env"))
             .env("RABBITMQ_CONFIG_FILE", &config)
@@ -144,14 +146,7 @@ impl Broker for RabbitMq {
     }
 
     fn nodes(&self) -> Vec<Pid> {
-        let machine = |node: &Guarded| {
-            let family = with_descendants(&[node.pid()]);
-            let is_machine = |pid: &&Pid| {
-                fs::read_to_string(format!("/proc/{}/comm", pid.0)).is_ok_and(|name| name.starts_with("beam"))
-            };
-            family.iter().find(is_machine).copied().unwrap_or(node.pid())
-        };
-        self.nodes.iter().flatten().map(machine).collect()
+        self.nodes.iter().flatten().map(Guarded::pid).collect()
     }
 
     async fn create(&mut self, name: &str, _load: Load) -> Outcome<()> {
@@ -183,10 +178,6 @@ impl Broker for RabbitMq {
 
     async fn kill_leader(&mut self, _name: &str) -> Outcome<()> {
         if let Some(mut node) = self.nodes[self.leader].take() {
-            // The machine first: the script around it would otherwise see it end.
-            for pid in with_descendants(&[node.pid()]) {
-                pid.kill_group();
-            }
             node.kill();
         }
         Ok(())
