@@ -26,7 +26,7 @@ use crate::{
     measure::{Bitmap, Gap, Latency},
     pacer::Pacer,
     peer::{Broker, Connector, Consumer, Producer, Received},
-    plan::{BACKLOG, IN_FLIGHT, Load, PRODUCERS, Plan, Stamp},
+    plan::{BACKLOG, IN_FLIGHT, InOrder, KEYS, Load, PRODUCERS, Plan, Stamp},
     process::{
         Pid, Used, check_interrupted, forget_peak, machine_cpu, own_cpu, processors, resident, used,
         with_descendants,
@@ -428,6 +428,7 @@ impl Worker {
 /// What was delivered.
 struct Delivered {
     seen: Vec<Bitmap>,
+    /// By line of messages whose order counts.
     highest: Vec<Option<u32>>,
     duplicated: u64,
     out_of_order: u64,
@@ -441,7 +442,7 @@ impl Delivered {
         let (begin, end) = plan.window_ns();
         Self {
             seen: vec![Bitmap::default(); PRODUCERS.into()],
-            highest: vec![None; PRODUCERS.into()],
+            highest: vec![None; usize::from(PRODUCERS) * KEYS as usize],
             duplicated: 0,
             out_of_order: 0,
             latency: Latency::new(),
@@ -461,9 +462,11 @@ impl Delivered {
             return false;
         }
         // A repeated delivery may come late; a first one may not.
-        let highest = &mut self.highest[producer];
-        self.out_of_order += u64::from(!again && *highest > Some(stamp.sequence));
-        *highest = (*highest).max(Some(stamp.sequence));
+        if let Some(line) = plan.line(stamp) {
+            let highest = &mut self.highest[line];
+            self.out_of_order += u64::from(!again && *highest > Some(stamp.sequence));
+            *highest = (*highest).max(Some(stamp.sequence));
+        }
         if (begin..end).contains(&stamp.due) {
             self.latency.record_ns(now.saturating_sub(stamp.due));
         }
@@ -519,7 +522,7 @@ fn traffic(plan: &Plan, published: Published, delivered: &Delivered, figures: &m
         undelivered: published.handed.saturating_sub(seen),
         unconfirmed: published.handed - confirmed,
         duplicated: delivered.duplicated,
-        out_of_order: plan.in_order.then_some(delivered.out_of_order),
+        out_of_order: (plan.in_order != InOrder::None).then_some(delivered.out_of_order),
         retried: published.retried,
         per_s: delivered.in_window as f64 / window,
         confirmed_per_s: published.confirmed_in_window as f64 / window,
@@ -539,7 +542,13 @@ mod tests {
 
     fn plan() -> Plan {
         let second = Duration::from_secs(1);
-        Plan { run: 1, load: Load::Saturation { size: 64 }, warm_up: second, window: second, in_order: true }
+        Plan {
+            run: 1,
+            load: Load::Saturation { size: 64 },
+            warm_up: second,
+            window: second,
+            in_order: InOrder::Producer,
+        }
     }
 
     #[test]

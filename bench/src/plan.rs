@@ -11,6 +11,8 @@ pub(crate) const PRODUCERS: u16 = 4;
 pub(crate) const IN_FLIGHT: usize = 256;
 /// Messages published and not received yet, at most: otherwise saturation would measure the length of a queue.
 pub(crate) const BACKLOG: u64 = 4096;
+/// Keys of each producer, where messages have keys.
+pub(crate) const KEYS: u32 = 64;
 /// Shortest pause between bursts of a schedule.
 const PAUSE_NS: u64 = 500_000;
 /// Bytes at the beginning of a body that say which message it is.
@@ -84,6 +86,17 @@ pub(crate) fn bytes(number: u32) -> String {
     }
 }
 
+/// Which messages are promised to come in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum InOrder {
+    /// Those of one producer.
+    Producer,
+    /// Those of one producer with one key.
+    Key,
+    None,
+}
+
 /// One run of a load.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -92,8 +105,7 @@ pub(crate) struct Plan {
     pub(crate) load: Load,
     pub(crate) warm_up: Duration,
     pub(crate) window: Duration,
-    /// Whether messages of one producer are promised to come in order.
-    pub(crate) in_order: bool,
+    pub(crate) in_order: InOrder,
 }
 
 impl Plan {
@@ -110,6 +122,17 @@ impl Plan {
     pub(crate) fn window_ns(&self) -> (u64, u64) {
         let begin = self.warm_up.as_nanos() as u64;
         (begin, begin + self.window.as_nanos() as u64)
+    }
+
+    /// In which line of messages, whose order counts, a message stands. `None`: no order was promised.
+    pub(crate) fn line(&self, stamp: Stamp) -> Option<usize> {
+        match self.in_order {
+            InOrder::Producer => Some(stamp.producer.into()),
+            InOrder::Key => {
+                Some(usize::from(stamp.producer) * KEYS as usize + (stamp.sequence % KEYS) as usize)
+            }
+            InOrder::None => None,
+        }
     }
 
     pub(crate) fn body(&self, stamp: Stamp) -> Bytes {
@@ -159,7 +182,7 @@ mod tests {
 
     fn plan(load: Load) -> Plan {
         let second = Duration::from_secs(1);
-        Plan { run: 9, load, warm_up: second, window: 2 * second, in_order: true }
+        Plan { run: 9, load, warm_up: second, window: 2 * second, in_order: InOrder::Producer }
     }
 
     fn dues(per_s: u32, count: u32) -> Vec<u64> {
@@ -197,6 +220,15 @@ mod tests {
         assert_eq!(plan.stamp(&body[..99]), None);
         assert_eq!(Plan { run: 8, ..plan.clone() }.stamp(&body), None);
         assert_eq!(plan.stamp(b"hello"), None);
+    }
+
+    #[test]
+    fn order_counts_per_producer_or_per_key_or_not_at_all() {
+        let of = |in_order| Plan { in_order, ..plan(Load::Idle) };
+        let stamp = |producer, sequence| Stamp { producer, sequence, due: 0 };
+        assert_eq!(of(InOrder::Producer).line(stamp(2, 65)), Some(2));
+        assert_eq!(of(InOrder::Key).line(stamp(2, 65)), Some(129));
+        assert_eq!(of(InOrder::None).line(stamp(2, 65)), None);
     }
 
     #[test]

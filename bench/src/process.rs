@@ -309,7 +309,10 @@ mod tests {
         .unwrap();
         assert!(with_descendants(&[guard.pid()]).contains(&grandchild));
         drop(guard);
-        wait_until("it has ended", minute, || Ok(stat(grandchild).is_none_or(|stat| stat.state == 'Z').then_some(()))).unwrap();
+        wait_until("it has ended", minute, || {
+            Ok(stat(grandchild).is_none_or(|stat| stat.state == 'Z').then_some(()))
+        })
+        .unwrap();
     }
 
     #[test]

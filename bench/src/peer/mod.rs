@@ -13,7 +13,11 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{failure::Outcome, plan::Load, process::Pid};
+use crate::{
+    failure::Outcome,
+    plan::{InOrder, Load},
+    process::Pid,
+};
 
 /// Where programs are, and where they may write.
 #[derive(Clone, Debug)]
@@ -32,8 +36,7 @@ pub(crate) struct Description {
     pub(crate) setup: String,
     /// What a confirmation means.
     pub(crate) durability: String,
-    /// Whether messages of one producer are promised to come in order.
-    pub(crate) in_order: bool,
+    pub(crate) in_order: InOrder,
     /// Whether a node can be lost: it has copies.
     pub(crate) replicated: bool,
 }

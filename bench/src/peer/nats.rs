@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{Broker, Connector, Consumer, Description, Place, Producer, Received};
 use crate::{
     failure::{During, Failure, Outcome},
-    plan::Load,
+    plan::{InOrder, Load},
     process::{Guarded, Pid, free_ports, listens, output_of, wait_until},
 };
 
@@ -37,7 +37,7 @@ const BATCH: usize = 500;
 /// Pause before what was refused is tried again. One message tries for all: a thousand would be a storm.
 const RETRY_PAUSE: Duration = Duration::from_millis(25);
 /// After which a message without an answer is tried again, in a failover; with its id, so that it counts once.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(1);
+const ANSWER_TIME_MAX: Duration = Duration::from_millis(500);
 /// The same otherwise: long enough for a queue that is full.
 const ANSWER_TIME_MAX_QUIET: Duration = Duration::from_secs(30);
 
@@ -149,7 +149,7 @@ impl Broker for Nats {
                 } else {
                     "page cache of a majority; synced every 2 minutes".into()
                 },
-                in_order: true,
+                in_order: InOrder::Producer,
                 replicated: true,
             },
         };

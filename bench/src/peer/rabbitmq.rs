@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     failure::{Failure, Outcome},
-    plan::Load,
+    plan::{InOrder, Load},
     process::{Guarded, Pid, find_program, free_ports, listens, wait_until},
 };
 
@@ -125,7 +125,7 @@ impl Broker for RabbitMq {
                 version: String::new(),
                 setup: "3 nodes, quorum queue with 3 members, plain text".into(),
                 durability: "write-ahead log synced on a majority, in groups".into(),
-                in_order: true,
+                in_order: InOrder::Producer,
                 replicated: true,
             },
             leader: NODES - 1,

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     failure::{Failure, Outcome},
-    plan::Load,
+    plan::{InOrder, Load},
     process::{Guarded, Pid, find_program, free_ports, listens, output_of, wait_until},
 };
 
@@ -73,7 +73,7 @@ impl Broker for Redis {
                 version: format!("Redis {version}"),
                 setup: "1 server, `appendonly yes`, `appendfsync always`, plain text".into(),
                 durability: "synced, on one machine only".into(),
-                in_order: true,
+                in_order: InOrder::Producer,
                 replicated: false,
             },
         })

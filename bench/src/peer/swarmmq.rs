@@ -21,7 +21,7 @@ use swarmmq_client::{
 use super::{Broker, Connector, Consumer, Description, Place, Producer, Received};
 use crate::{
     failure::{During, Failure, Outcome},
-    plan::{IN_FLIGHT, Load},
+    plan::{IN_FLIGHT, InOrder, KEYS, Load},
     process::{Pid, output_of, wait_until},
 };
 
@@ -130,12 +130,12 @@ impl Broker for Swarm {
     type Connector = SwarmConnector;
 
     fn start(place: &Place, configuration: &str) -> Outcome<Self> {
-        let order = if configuration == "spread" { Order::None } else { Order::Total };
-        let version = output_of(Command::new(&place.swarmmq).arg("--version"))?.trim().to_owned();
-        let spread = match order {
-            Order::Total => "one address of order `total` (one shard)",
-            _ => "one address of order `none` (16 shards)",
+        let (order, in_order, spread) = match configuration {
+            "spread" => (Order::None, InOrder::None, "one address of order `none` (16 shards)"),
+            "key" => (Order::Key, InOrder::Key, "one address of order `key` (16 shards, 256 keys)"),
+            _ => (Order::Total, InOrder::Producer, "one address of order `total` (one shard)"),
         };
+        let version = output_of(Command::new(&place.swarmmq).arg("--version"))?.trim().to_owned();
         let swarm = Self {
             program: place.swarmmq.clone(),
             directory: place.directory.join("swarm"),
@@ -143,7 +143,7 @@ impl Broker for Swarm {
                 version,
                 setup: format!("5 nodes, 3 copies, {spread}, sealed, TLS"),
                 durability: "`fdatasync` on a majority".into(),
-                in_order: order == Order::Total,
+                in_order,
                 replicated: true,
             },
             order,
@@ -221,7 +221,7 @@ impl Connector for SwarmConnector {
     type Producer = SwarmProducer;
     type Consumer = SwarmConsumer;
 
-    async fn producer(&self, name: &str, _number: u16) -> Outcome<SwarmProducer> {
+    async fn producer(&self, name: &str, number: u16) -> Outcome<SwarmProducer> {
         let client = self.connect().await?;
         let producer = client.producer(ProducerOptions {
             in_flight: IN_FLIGHT,
@@ -229,8 +229,12 @@ impl Connector for SwarmConnector {
             order: Some(self.order),
             policy: None,
         });
+        let keys = match self.order {
+            Order::Key => (0..KEYS).map(|key| Bytes::from(format!("p{number}k{key}"))).collect(),
+            Order::Total | Order::None => Vec::new(),
+        };
         let in_order = self.order == Order::Total;
-        Ok(SwarmProducer { client, producer, address: name.into(), in_order, open: VecDeque::new() })
+        Ok(SwarmProducer { client, producer, address: name.into(), keys, in_order, open: VecDeque::new() })
     }
 
     async fn consumer(&self, name: &str) -> Outcome<SwarmConsumer> {
@@ -251,6 +255,9 @@ pub(crate) struct SwarmProducer {
     client: SwarmMq,
     producer: ClientProducer,
     address: String,
+    /// By sequence; none unless the order is by key.
+    keys: Vec<Bytes>,
+    /// They lie in one shard, so confirmations come in order.
     in_order: bool,
     open: VecDeque<(u32, Pending)>,
 }
@@ -292,7 +299,10 @@ impl SwarmProducer {
 
 impl Producer for SwarmProducer {
     async fn send(&mut self, sequence: u32, body: Bytes) -> Outcome<()> {
-        let message = Message::new(self.address.as_str(), body);
+        let mut message = Message::new(self.address.as_str(), body);
+        if !self.keys.is_empty() {
+            message.key = Some(self.keys[(sequence % KEYS) as usize].clone());
+        }
         let pending = self.producer.enqueue(message).await.during("cannot publish")?;
         self.open.push_back((sequence, pending));
         Ok(())
