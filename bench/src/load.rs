@@ -38,8 +38,9 @@ use crate::{
 const READY_TIME_MAX: Duration = Duration::from_secs(60);
 /// Time after the load in which what is open may still be confirmed.
 const RESOLVE_TIME_MAX: Duration = Duration::from_secs(60);
-/// Silence after which what is missing counts as lost.
-const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// Silence after which what is missing counts as lost. Longer than the 30 s after which SwarmMQ and NATS deliver again what
+/// was on its way to a consumer when a node died.
+const SILENCE_MAX: Duration = Duration::from_secs(45);
 /// Silence after which nothing more is awaited if only messages without confirmation are missing.
 const SILENCE: Duration = Duration::from_secs(2);
 /// Time for duplicates to come, when everything has come once.

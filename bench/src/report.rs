@@ -11,6 +11,8 @@ use crate::{
     results::{Figures, Results, Traffic},
 };
 
+/// Processors used by others above which a run was disturbed. On a quiet machine they use a few hundredths.
+const OTHERS_CORES_MAX: f64 = 0.25;
 /// Nodes of a cluster write each message so often.
 const COPIES: f64 = 3.0;
 
@@ -93,7 +95,8 @@ fn machine(results: &Results) -> String {
     let machine = &results.machine;
     let limits = &results.limits;
     let of = |figure: fn(&crate::results::Limits) -> f64| cell(Spread::of(limits.iter().map(figure)));
-    let mut text = format!(
+    let mut text = disturbed(results);
+    text += &format!(
         "{}: {} processors ({}), {} GiB, Linux {}. {} repetitions by turns, {} s of warm-up, {} s that count.\n\n",
         machine.date,
         machine.processors,
@@ -117,6 +120,20 @@ fn machine(results: &Results) -> String {
         ],
     );
     text
+}
+
+/// A warning if the machine was not quiet.
+fn disturbed(results: &Results) -> String {
+    let others = || results.runs.iter().map(|run| run.figures.other_cores);
+    let count = others().filter(|cores| *cores > OTHERS_CORES_MAX).count();
+    if count == 0 {
+        return String::new();
+    }
+    format!(
+        "**The machine was not quiet:** in {count} of {} runs others used more than {OTHERS_CORES_MAX} processors, at most {:.2}.\n\n",
+        results.runs.len(),
+        others().fold(0.0, f64::max)
+    )
 }
 
 fn rows(results: &Results) -> String {
@@ -400,6 +417,16 @@ mod tests {
         let columns = |line: &str| line.matches('|').count();
         assert!(
             text.lines().filter(|line| line.starts_with('|')).all(|line| columns(line) == HEAD.len() + 1)
+        );
+    }
+
+    #[test]
+    fn a_machine_that_was_not_quiet_is_told() {
+        let mut results = results();
+        assert!(!machine(&results).contains("not quiet"));
+        results.runs[1].figures.other_cores = 1.5;
+        assert!(
+            machine(&results).contains("in 1 of 3 runs others used more than 0.25 processors, at most 1.50")
         );
     }
 
