@@ -318,11 +318,16 @@ pub(crate) struct NatsProducer {
 }
 
 impl NatsProducer {
-    async fn publish(&mut self, sequence: u32, body: Bytes) {
-        let mut message = PublishMessage::build().payload(body.clone());
-        if let Some(number) = self.ids {
-            message = message.message_id(format!("{number}-{sequence}"));
+    fn message(&self, sequence: u32, body: &Bytes) -> PublishMessage {
+        let message = PublishMessage::build().payload(body.clone());
+        match self.ids {
+            Some(number) => message.message_id(format!("{number}-{sequence}")),
+            None => message,
         }
+    }
+
+    async fn publish(&mut self, sequence: u32, body: Bytes) {
+        let message = self.message(sequence, &body);
         let sent = self.context.send_publish(self.subject.clone(), message).await;
         self.open.push(Box::pin(async move {
             let answer = match sent {
@@ -353,11 +358,20 @@ impl NatsProducer {
         }
     }
 
-    async fn retry(&mut self, all: bool) {
+    /// Never waits: whoever waits for confirmations may be cancelled, and no message may go with that.
+    fn retry(&mut self, all: bool) {
         self.retry_at = None;
         while let Some((sequence, body)) = self.refused.pop_first() {
             self.retried += 1;
-            self.publish(sequence, body).await;
+            let message = self.message(sequence, &body);
+            let (context, subject) = (self.context.clone(), self.subject.clone());
+            self.open.push(Box::pin(async move {
+                let answer = match context.send_publish(subject, message).await {
+                    Ok(sent) => sent.await.map(|_| ()),
+                    Err(error) => Err(error),
+                };
+                (sequence, body, answer)
+            }));
             if !all {
                 self.probe = Some(sequence);
                 break;
@@ -392,11 +406,11 @@ impl Producer for NatsProducer {
                         return Ok(());
                     }
                     if !sequences.is_empty() {
-                        self.retry(true).await;
+                        self.retry(true);
                         return Ok(());
                     }
                 }
-                () = due => self.retry(false).await,
+                () = due => self.retry(false),
             }
         }
     }

@@ -120,7 +120,7 @@ fn running(cluster: &Cluster) -> impl Iterator<Item = &Node> {
 impl Drop for Swarm {
     fn drop(&mut self) {
         for pid in self.nodes() {
-            // Each is the first process of a session of its own.
+            // Each leads a group of its own.
             pid.kill_group();
         }
     }
