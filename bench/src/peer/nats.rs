@@ -3,9 +3,11 @@
 use std::{
     collections::BTreeMap,
     fs,
+    future::poll_fn,
     path::{Path, PathBuf},
     pin::Pin,
     process::Command,
+    task::{self, Poll},
     time::Duration,
 };
 
@@ -13,8 +15,11 @@ use async_nats::{
     Client, ConnectOptions,
     jetstream::{
         self, Context, Message,
-        consumer::{AckPolicy, PullConsumer, pull},
-        context::PublishError,
+        consumer::{
+            AckPolicy, PullConsumer,
+            pull::{self, MessagesError},
+        },
+        context::{PublishAckFuture, PublishError},
         message::PublishMessage,
         stream::{ClusterInfo, Config, StorageType},
     },
@@ -34,6 +39,10 @@ const NODES: usize = 3;
 const START_TIME_MAX: Duration = Duration::from_secs(60);
 const ACK_PENDING_MAX: i64 = 20_000;
 const BATCH: usize = 500;
+/// After an error the newest pull has so long to recover by itself.
+const PULL_PATIENCE: Duration = Duration::from_secs(1);
+/// Pulls at a time.
+const PULLS_MAX: usize = 16;
 /// Pause before what was refused is tried again. One message tries for all: a thousand would be a storm.
 const RETRY_PAUSE: Duration = Duration::from_millis(25);
 /// After which a message without an answer is tried again, in a failover; with its id, so that it counts once.
@@ -294,13 +303,20 @@ impl Connector for NatsConnector {
         let context = self.context(0).await?;
         let consumer: PullConsumer =
             context.get_consumer_from_stream(name, name).await.during("cannot find the consumer")?;
-        let messages = Box::pin(open(&consumer).await?);
-        Ok(NatsConsumer { consumer, messages, fails_over: self.fails_over })
+        let pulls = vec![Box::pin(open(&consumer).await?)];
+        Ok(NatsConsumer { consumer, pulls, opened_at: Instant::now(), fails_over: self.fails_over })
     }
 }
 
 /// A message and how it ended.
 type Answer = (u32, Bytes, Result<(), PublishError>);
+
+/// A message that is to be sent.
+struct Waiting {
+    body: Bytes,
+    /// It was, without success.
+    was_sent: bool,
+}
 
 /// One connection that publishes.
 pub(crate) struct NatsProducer {
@@ -309,8 +325,8 @@ pub(crate) struct NatsProducer {
     /// The number of this producer, if messages have ids, so that repeating them is safe.
     ids: Option<u16>,
     open: FuturesUnordered<Pin<Box<dyn Future<Output = Answer>>>>,
-    /// Not confirmed, to be sent again.
-    refused: BTreeMap<u32, Bytes>,
+    /// Not confirmed, to be sent again; and what came after them.
+    refused: BTreeMap<u32, Waiting>,
     /// The one of them that tries whether the rest may follow.
     probe: Option<u32>,
     retry_at: Option<Instant>,
@@ -326,9 +342,8 @@ impl NatsProducer {
         }
     }
 
-    async fn publish(&mut self, sequence: u32, body: Bytes) {
-        let message = self.message(sequence, &body);
-        let sent = self.context.send_publish(self.subject.clone(), message).await;
+    /// What was sent is awaited with the others.
+    fn await_answer(&mut self, sequence: u32, body: Bytes, sent: Result<PublishAckFuture, PublishError>) {
         self.open.push(Box::pin(async move {
             let answer = match sent {
                 Ok(sent) => sent.await.map(|_| ()),
@@ -350,7 +365,7 @@ impl NatsProducer {
                 }
             }
             Err(_) => {
-                self.refused.insert(sequence, body);
+                self.refused.insert(sequence, Waiting { body, was_sent: true });
                 if self.probe.is_none() && (was_probe || self.retry_at.is_none()) {
                     self.retry_at = Some(Instant::now() + RETRY_PAUSE);
                 }
@@ -358,20 +373,20 @@ impl NatsProducer {
         }
     }
 
-    /// Never waits: whoever waits for confirmations may be cancelled, and no message may go with that.
+    /// In order. Never waits: whoever waits for confirmations may be cancelled, and no message may go with that.
     fn retry(&mut self, all: bool) {
         self.retry_at = None;
-        while let Some((sequence, body)) = self.refused.pop_first() {
-            self.retried += 1;
-            let message = self.message(sequence, &body);
-            let (context, subject) = (self.context.clone(), self.subject.clone());
-            self.open.push(Box::pin(async move {
-                let answer = match context.send_publish(subject, message).await {
-                    Ok(sent) => sent.await.map(|_| ()),
-                    Err(error) => Err(error),
-                };
-                (sequence, body, answer)
-            }));
+        while let Some((sequence, waiting)) = self.refused.pop_first() {
+            let message = self.message(sequence, &waiting.body);
+            let sending = self.context.send_publish(self.subject.clone(), message);
+            let Some(sent) = sending.now_or_never() else {
+                // The connection takes no more at the moment.
+                self.refused.insert(sequence, waiting);
+                self.retry_at = Some(Instant::now() + RETRY_PAUSE);
+                break;
+            };
+            self.retried += u64::from(waiting.was_sent);
+            self.await_answer(sequence, waiting.body, sent);
             if !all {
                 self.probe = Some(sequence);
                 break;
@@ -382,7 +397,14 @@ impl NatsProducer {
 
 impl Producer for NatsProducer {
     async fn send(&mut self, sequence: u32, body: Bytes) -> Outcome<()> {
-        self.publish(sequence, body).await;
+        if self.refused.is_empty() && self.probe.is_none() {
+            let message = self.message(sequence, &body);
+            let sent = self.context.send_publish(self.subject.clone(), message).await;
+            self.await_answer(sequence, body, sent);
+        } else {
+            // Behind those before it.
+            self.refused.insert(sequence, Waiting { body, was_sent: false });
+        }
         Ok(())
     }
 
@@ -423,8 +445,40 @@ impl Producer for NatsProducer {
 /// One connection that consumes.
 pub(crate) struct NatsConsumer {
     consumer: PullConsumer,
-    messages: Pin<Box<pull::Stream>>,
+    /// The newest last. Those before it were given up and may still be fed by a server that has not heard of that: what comes
+    /// to nobody comes again only after 30 s.
+    pulls: Vec<Pin<Box<pull::Stream>>>,
+    opened_at: Instant,
     fails_over: bool,
+}
+
+impl NatsConsumer {
+    /// The next message or error; `None`: there is no pull any more.
+    fn poll(&mut self, context: &mut task::Context<'_>) -> Poll<Option<Result<Message, MessagesError>>> {
+        for index in (0..self.pulls.len()).rev() {
+            match self.pulls[index].poll_next_unpin(context) {
+                Poll::Ready(Some(next)) => return Poll::Ready(Some(next)),
+                Poll::Ready(None) => drop(self.pulls.remove(index)),
+                Poll::Pending => {}
+            }
+        }
+        if self.pulls.is_empty() { Poll::Ready(None) } else { Poll::Pending }
+    }
+
+    /// Pulls anew, if the newest pull has had its time.
+    async fn open_another(&mut self) {
+        if self.pulls.is_empty() || self.opened_at.elapsed() > PULL_PATIENCE {
+            self.opened_at = Instant::now();
+            if let Ok(another) = open(&self.consumer).await {
+                self.pulls.push(Box::pin(another));
+                let surplus = self.pulls.len().saturating_sub(PULLS_MAX);
+                self.pulls.drain(..surplus);
+            }
+        }
+        if self.pulls.is_empty() {
+            sleep(RETRY_PAUSE).await;
+        }
+    }
 }
 
 async fn open(consumer: &PullConsumer) -> Outcome<pull::Stream> {
@@ -442,7 +496,7 @@ impl Consumer for NatsConsumer {
     type Token = Message;
 
     async fn receive(&mut self, messages: &mut Vec<Received<Message>>) -> Outcome<()> {
-        let mut next = self.messages.next().await;
+        let mut next = poll_fn(|context| self.poll(context)).await;
         loop {
             match next {
                 Some(Ok(token)) => {
@@ -451,11 +505,7 @@ impl Consumer for NatsConsumer {
                     messages.push(Received { body: token.payload.clone(), again, token });
                 }
                 Some(Err(_)) | None if self.fails_over => {
-                    if let Ok(anew) = open(&self.consumer).await {
-                        self.messages = Box::pin(anew);
-                    } else {
-                        sleep(RETRY_PAUSE).await;
-                    }
+                    self.open_another().await;
                     return Ok(());
                 }
                 Some(Err(error)) => return Err(Failure::broken(format!("cannot receive: {error}"))),
@@ -464,7 +514,7 @@ impl Consumer for NatsConsumer {
             if messages.len() >= BATCH {
                 return Ok(());
             }
-            match self.messages.next().now_or_never() {
+            match poll_fn(|context| self.poll(context)).now_or_never() {
                 Some(more) => next = more,
                 None => return Ok(()),
             }
@@ -477,7 +527,7 @@ impl Consumer for NatsConsumer {
 
     async fn close(self) {
         // A moment for acknowledgements that are still on their way out.
-        let _flushed = self.messages;
+        let _pulls = self.pulls;
         sleep(Duration::from_millis(50)).await;
     }
 }
