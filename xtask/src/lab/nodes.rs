@@ -69,7 +69,7 @@ impl<'a> Nodes<'a> {
                 fs::create_dir_all(&folder).and_then(|()| fs::write(nodes.config(node), config(node)));
             written.map_err(|error| format!("{}: {error}", folder.display()))?;
         }
-        call(Command::new(program).args(["init", "--config"]).arg(nodes.config(1)))?;
+        call(Command::new(program).args(["init", "--open-join", "--config"]).arg(nodes.config(1)))?;
         for node in 1..=MACHINES {
             let running = nodes.start(node)?;
             nodes.processes.push(running);
