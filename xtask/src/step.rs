@@ -20,9 +20,9 @@ pub(crate) const CHECK: &[Step] = &[
     Step("cargo build --release"),
     Step("cargo test --workspace"),
     Step("cargo x tidy"),
-    Step("cargo x sim --seeds 200"),
+    Step("cargo x sim --seeds 150"),
     Step("cargo x masks"),
-    Step("cargo x fuzz --seconds 2"),
+    Step("cargo x fuzz --seconds 1"),
     Step("cargo x lab --fault cut --seconds 12"),
 ];
 

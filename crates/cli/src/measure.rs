@@ -84,6 +84,47 @@ impl Latency {
     }
 }
 
+/// Columns of the longest bar of a chart.
+const CHART_COLUMNS: u64 = 40;
+
+impl Latency {
+    /// For people: a line for each step of 1, 2, 5, 10, ... from the least to the most, with a bar, a count and a share.
+    pub(crate) fn chart(&self) -> Vec<String> {
+        // In nanoseconds; below a microsecond nothing is told apart.
+        let edges: Vec<u64> = (0..12)
+            .flat_map(|decade| [1, 2, 5].map(|digit| digit * 1000 * 10u64.pow(decade)))
+            .take_while(|edge| *edge <= LATENCY_NS_MAX)
+            .collect();
+        let mut counts = vec![0u64; edges.len() + 1];
+        for value in self.0.iter_recorded() {
+            let step = edges.partition_point(|edge| *edge <= value.value_iterated_to());
+            counts[step] += value.count_at_value();
+        }
+        let (Some(first), Some(last)) =
+            (counts.iter().position(|count| *count > 0), counts.iter().rposition(|count| *count > 0))
+        else {
+            return Vec::new();
+        };
+        let most = counts.iter().copied().max().unwrap_or(1).max(1);
+        let line = |step: usize| {
+            let count = counts[step];
+            let upto = edges.get(step).map_or_else(|| "more".to_owned(), |edge| spell(*edge));
+            let bar = "#".repeat((count * CHART_COLUMNS).div_ceil(most) as usize);
+            let share = count as f64 * 100.0 / self.0.len() as f64;
+            let columns = CHART_COLUMNS as usize;
+            format!("  below {upto:>6} {bar:<columns$} {count:>10} {share:>6.2} %")
+        };
+        (first..=last).map(line).collect()
+    }
+}
+
+/// A step of a chart.
+fn spell(nanoseconds: u64) -> String {
+    let units = [(1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us")];
+    let (unit, name) = units.into_iter().find(|(unit, _)| nanoseconds >= *unit).unwrap_or((1, "ns"));
+    format!("{} {name}", nanoseconds / unit)
+}
+
 /// The longest time something that had work saw no progress. Instants are nanoseconds of one clock.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Gap {
@@ -153,6 +194,20 @@ mod tests {
         assert_eq!(gap.longest(), Duration::from_nanos(15));
         gap.gave_up(1000, 1112);
         assert_eq!(gap.longest(), Duration::from_nanos(100), "what never came is a gap too");
+    }
+
+    #[test]
+    fn a_chart_has_a_line_for_each_step_from_the_least_to_the_most() {
+        assert!(Latency::new().chart().is_empty());
+        let mut latency = Latency::new();
+        (0..80).for_each(|_| latency.record_ns(1_500_000));
+        (0..20).for_each(|_| latency.record_ns(7_000_000));
+        let chart = latency.chart();
+        let shown: Vec<Vec<&str>> = chart.iter().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(shown.len(), 3);
+        assert_eq!(shown[0], ["below", "2", "ms", &"#".repeat(40), "80", "80.00", "%"]);
+        assert_eq!(shown[1], ["below", "5", "ms", "0", "0.00", "%"]);
+        assert_eq!(shown[2], ["below", "10", "ms", &"#".repeat(10), "20", "20.00", "%"]);
     }
 
     #[test]

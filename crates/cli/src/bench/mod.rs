@@ -188,6 +188,8 @@ pub(crate) fn run(args: &E2eArgs, target: &Target, as_json: bool) -> Outcomes<u8
         print(&report);
     } else {
         report.show(plan.address.as_str());
+        say("delivery latency:");
+        delivered.latency.chart().into_iter().for_each(say);
     }
     Ok(report.exit_code(interrupted))
 }
