@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
-use swarmmq_seal::{KeyringError, NodeKey, NodeKeyring, StepError};
+use swarmmq_seal::{NodeKey, NodeKeyring, StepError};
 
 use crate::{
     keys::{Edit, random},
@@ -64,24 +64,13 @@ pub(crate) enum NodeKeysCommand {
     },
 }
 
-fn parsed(path: &Path, text: &str) -> Outcomes<NodeKeyring> {
-    NodeKeyring::parse(text).map_err(|error: KeyringError| {
-        Failure::usage(
-            format!("{}: {error}", path.display()),
-            "give the node.keyring that `swarmmq keys generate` wrote",
-        )
-    })
-}
-
 /// A node's keyring, from its file.
 pub(crate) fn load(path: &Path) -> Outcomes<NodeKeyring> {
-    let text = std::fs::read_to_string(path).map(zeroize::Zeroizing::new).map_err(|error| {
-        Failure::usage(
-            format!("cannot read {}: {error}", path.display()),
-            "give the node.keyring that `swarmmq keys generate` wrote",
-        )
-    })?;
-    parsed(path, &text)
+    let hint = "give the node.keyring that `swarmmq keys generate` wrote";
+    let text = std::fs::read_to_string(path)
+        .map(zeroize::Zeroizing::new)
+        .map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display()), hint))?;
+    NodeKeyring::parse(&text).map_err(|error| Failure::usage(format!("{}: {error}", path.display()), hint))
 }
 
 /// The command.

@@ -123,6 +123,12 @@ impl NodeKeyring {
             let also = also.as_ref().map(|text| key(&format!("{field}_also"), text)).transpose()?;
             Ok(DualKey { current: key(field, text)?, also })
         };
+        if file.peer_secret.is_none() && file.peer_secret_also.is_some() {
+            return Err(StartError::config(
+                format!("{} has peer_secret_also and no peer_secret", path.display()),
+                "change it with `swarmmq keys node`, and copy it as a whole",
+            ));
+        }
         let peer = file.peer_secret.as_ref().map(|text| dual("peer_secret", text, &file.peer_secret_also));
         Ok(Self {
             access_token: dual("access_token", &file.access_token, &file.access_token_also)?,
@@ -145,12 +151,10 @@ impl NodeKeyring {
     /// A key of which `newer` has nothing left: whoever has only that one would be shut out at once.
     fn lost_in(&self, newer: &Self) -> Option<&'static str> {
         let known = |dual: &DualKey| dual.all().map(MacKey::fingerprint).collect::<Vec<_>>();
-        let pairs = self.parts().into_iter().zip(newer.parts());
-        let lost = pairs.filter_map(|((name, before), (_, after))| {
+        self.parts().into_iter().zip(newer.parts()).find_map(|((name, before), (_, after))| {
             let (before, after) = (known(before?), after.map(known).unwrap_or_default());
             before.iter().all(|key| !after.contains(key)).then_some(name)
-        });
-        lost.into_iter().next()
+        })
     }
 
     /// How many keys of each kind count.
@@ -207,7 +211,7 @@ impl KeyringFile {
         }
         self.next_look = now + LOOK_PAUSE;
         let stamp = stamp(&self.path);
-        if stamp == self.stamp {
+        if stamp == self.stamp && !is_asked {
             return None;
         }
         self.stamp = stamp;
@@ -284,6 +288,8 @@ mod tests {
         assert!(look(&mut file, also(text("44", "44"), "access_token", "11")));
         assert!(!look(&mut file, "nonsense".to_owned()));
         assert_eq!(file.looks(), (4, 4));
+        assert!(file.look(Instant(at + 1), false).is_none() && file.look(Instant(at + 1), true).is_none());
+        assert_eq!(file.looks(), (4, 5), "who asks hears again that it cannot be used");
         let words = file.keys().in_words();
         assert!(
             words.starts_with("access_token ") && words.contains(" and ") && !words.contains("4444"),
@@ -311,6 +317,7 @@ mod tests {
             format!("{good}[[payload_keys]]\nid = 1\n"),
             format!("{good}some_later_kind_of_key = \"2222\"\n"),
             good.replace("11", "00"),
+            with_peer.replace("peer_secret", "peer_secret_also"),
             with_peer.replace("44", "00"),
             good.replace("11", "1"),
             good.replace("version = 1", "version = 2"),

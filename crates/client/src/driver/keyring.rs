@@ -43,6 +43,12 @@ pub(super) enum Looked {
 /// Who waits for a look. Whether other keys are used now than before.
 pub(crate) type ReloadReply = oneshot::Sender<Result<bool, Error>>;
 
+/// Keys that are used from now on, and how connections are made with them.
+pub(super) struct Adopted {
+    keyring: ClientKeyring,
+    access: Access,
+}
+
 pub(super) struct Keyring {
     keyring: ClientKeyring,
     path: Option<PathBuf>,
@@ -125,7 +131,7 @@ impl Keyring {
     }
 
     /// Takes what a look found. `Some`: these keys from now on.
-    pub(super) fn found(&mut self, looked: Looked) -> Option<ClientKeyring> {
+    pub(super) fn found(&mut self, looked: Looked) -> Option<Adopted> {
         self.next_look = self.pause.map(after);
         let result = match looked {
             Looked::Same => match self.problem.clone() {
@@ -150,7 +156,7 @@ impl Keyring {
             told(
                 reply,
                 match &result {
-                    Ok(keyring) => Ok(keyring.is_some()),
+                    Ok(adopted) => Ok(adopted.is_some()),
                     Err(message) => Err(Error::Keyring { message: message.clone() }),
                 },
             );
@@ -163,7 +169,7 @@ impl Keyring {
     }
 
     /// Uses a keyring that the program hands over. From now on its file is looked at, if it was loaded from one, and no other.
-    pub(super) fn replace(&mut self, keyring: ClientKeyring, reply: ReloadReply) -> Option<ClientKeyring> {
+    pub(super) fn replace(&mut self, keyring: ClientKeyring, reply: ReloadReply) -> Option<Adopted> {
         let path = keyring.source().map(Path::to_path_buf);
         let adopted = self.adopt(keyring);
         if adopted.is_ok() {
@@ -187,17 +193,18 @@ impl Keyring {
     }
 
     /// Another routing key would move keys to other shards.
-    fn adopt(&mut self, keyring: ClientKeyring) -> Result<Option<ClientKeyring>, String> {
+    fn adopt(&mut self, keyring: ClientKeyring) -> Result<Option<Adopted>, String> {
         if !keyring.is_of_same_cluster(&self.keyring) {
             return Err("its routing key is another: that is the keyring of another cluster".into());
         }
         if keyring.is_same(&self.keyring) {
             return Ok(None);
         }
-        Access::new(&keyring).map_err(|error| error.to_string())?;
+        // Made once: it may read files, which can be gone the next time.
+        let access = Access::new(&keyring).map_err(|error| error.to_string())?;
         self.replaced += 1;
         self.keyring = keyring.clone();
-        Ok(Some(keyring))
+        Ok(Some(Adopted { keyring, access }))
     }
 
     /// The client ends.
@@ -211,19 +218,19 @@ impl Keyring {
 impl Driver {
     /// The keyring's file was looked at.
     pub(super) fn looked(&mut self, looked: Looked) {
-        if let Some(keyring) = self.keyring.found(looked) {
-            self.take_keyring(&keyring);
+        if let Some(adopted) = self.keyring.found(looked) {
+            self.take_keyring(adopted);
         }
         self.consumers.looked();
     }
 
     /// Other keys from now on: for the next message that is sealed, the next one that is opened, the next connection.
-    fn take_keyring(&mut self, keyring: &ClientKeyring) {
-        self.producers.take_keyring(keyring);
-        self.consumers.take_keyring(keyring);
-        self.questions.take_keyring(keyring);
-        self.access = Access::new(keyring).expect("it was tried before it was taken");
-        self.options.keyring = keyring.clone();
+    fn take_keyring(&mut self, Adopted { keyring, access }: Adopted) {
+        self.producers.take_keyring(&keyring);
+        self.consumers.take_keyring(&keyring);
+        self.questions.take_keyring(&keyring);
+        self.access = access;
+        self.options.keyring = keyring;
     }
 
     pub(super) fn keyring_state(&self) -> KeyringState {
@@ -239,8 +246,8 @@ impl Driver {
 
     /// The program hands over a keyring.
     pub(super) fn use_keyring(&mut self, keyring: ClientKeyring, reply: ReloadReply) {
-        if let Some(keyring) = self.keyring.replace(keyring, reply) {
-            self.take_keyring(&keyring);
+        if let Some(adopted) = self.keyring.replace(keyring, reply) {
+            self.take_keyring(adopted);
         }
         self.consumers.looked();
     }

@@ -115,9 +115,15 @@ impl Node {
 
     /// How `name` can prove itself here. Costs the same whether there is such a principal or not.
     ///
-    /// * `shown`: whose certificate the session around the connection has shown, where that is to be the proof. Root has none:
-    ///   who may make certificates is not who may do everything.
-    pub(super) fn candidates(&self, now: Now, name: &str, shown: Option<Option<&str>>) -> Candidates {
+    /// * `certificate`: whose the session around the connection has shown. Root has none: who may make certificates is not who
+    ///   may do everything.
+    pub(super) fn candidates(
+        &self,
+        now: Now,
+        name: &str,
+        auth: Auth,
+        certificate: Option<&str>,
+    ) -> Candidates {
         let parsed = PrincipalName::parse(name).ok();
         let found = parsed.as_ref().and_then(|name| self.principal(name).map(|found| (name, found)));
         // Generations that are never given out, for a name that nobody has.
@@ -129,13 +135,13 @@ impl Node {
         let tokens = self.config.access_token.all().flat_map(|access| {
             let token =
                 |generation| MacKey::new(*principal_token(access, self.config.cluster, name, generation));
-            match shown {
-                None if is_root(name) => [access.clone(), token(before)],
-                None => [token(current), token(before)],
-                Some(shown) if shown == Some(name) && found.is_some() => {
+            match auth {
+                Auth::Token if is_root(name) => [access.clone(), token(before)],
+                Auth::Token => [token(current), token(before)],
+                Auth::Certificate if certificate == Some(name) && found.is_some() => {
                     [(); 2].map(|()| certified_key(name))
                 }
-                Some(_) => [(); 2].map(|()| token(u64::MAX)),
+                Auth::Certificate => [(); 2].map(|()| token(u64::MAX)),
             }
         });
         let quota = |quota| found.map_or(0, |(_, principal)| principal.quotas.of(quota));
@@ -144,7 +150,7 @@ impl Node {
         let window = Some(quota(Quota::InFlight)).filter(|bytes| *bytes > 0);
         Candidates {
             tokens: tokens.collect(),
-            is_known: is_root(name) && shown.is_none()
+            is_known: is_root(name) && auth == Auth::Token
                 || found.is_some_and(|(_, principal)| principal.enabled),
             is_learning: self.is_learning(),
             not_now: is_full.then_some((Code::Quota, "the principal has as many connections as it may")),

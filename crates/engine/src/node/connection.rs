@@ -13,7 +13,7 @@ use swarmmq_protocol::{
     limits::SEQUENCE_MAX,
     session::{
         guard::Source,
-        handshake::{Auth, HandshakeError, ServerHandshake},
+        handshake::{HandshakeError, ServerHandshake},
     },
 };
 
@@ -139,8 +139,9 @@ impl Node {
             frame::encode(&refused, 0, &mut out);
             Err(HandshakeError::NotNow(Code::Throttled, THROTTLED))
         } else {
-            let shown = (handshake.auth() == Auth::Certificate).then_some(certificate.as_deref());
-            handshake.frame(now.wall, header, body, &|name| self.candidates(now, name, shown), &mut out)
+            let (auth, certificate) = (handshake.auth(), certificate.as_deref());
+            let find = |name: &str| self.candidates(now, name, auth, certificate);
+            handshake.frame(now.wall, header, body, &find, &mut out)
         };
         let state = self.connections.get_mut(&connection).expect("looked up above");
         state.out.extend_from_slice(&out);

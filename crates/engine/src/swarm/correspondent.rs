@@ -17,11 +17,12 @@ const REPEAT_UNSHOWN_AFTER: Duration = Duration::from_secs(5);
 /// Seconds over which losses are counted.
 const LOSS_SECONDS: usize = 20;
 /// Loss of so many thousandths is as good as none: it is what more must stand out from.
-const LOSS_FLOOR_PERMILLE: u32 = 10;
-/// Twice as many standard deviations as what gets lost must be above what was believed: by chance, that happens to one link in a day or so...
-const RISE_DEVIATIONS_TWICE: u32 = 10;
+const LOSS_FLOOR_PERMILLE: u64 = 10;
+/// Twice as many standard deviations as what gets lost must be above what was believed: of 200 at 1 % that is 11, by chance in one of
+/// 120,000 times of twenty seconds...
+const RISE_DEVIATIONS_TWICE: u64 = 10;
 /// ...and below it. Less is enough, as it costs less to be wrong: what is lost after all stands out again.
-const FALL_DEVIATIONS_TWICE: u32 = 4;
+const FALL_DEVIATIONS_TWICE: u64 = 4;
 /// Longest gap that counts as loss: at 30 % loss one in 15,000 is longer. A longer one is an outage, which is not what loss means.
 const GAP_MAX: u64 = 8;
 /// Most of one gap that count: at 30 % loss one gap in forty is longer, and after a short cut nearly all are.
@@ -185,9 +186,10 @@ impl Correspondent {
             self.steady_permille = if self.window.highest() == 0 { 0 } else { 1000 };
             return;
         }
-        let lost = expected.saturating_sub(arrived);
-        let expected = expected.max(EXPECTED_MIN);
-        let before = u32::from(self.steady_permille);
+        // A member decides how much comes: whatever it sends, nothing here overflows.
+        let lost = u64::from(expected.saturating_sub(arrived));
+        let expected = u64::from(expected.max(EXPECTED_MIN));
+        let before = u64::from(self.steady_permille);
         let believed = expected * before.max(LOSS_FLOOR_PERMILLE) / 1000;
         let off = 2 * lost.abs_diff(believed);
         let has_changed = if lost > believed {
@@ -300,5 +302,27 @@ impl Correspondent {
             Some(shown) => shown.boot < boot || (shown.boot == boot && shown.of(kind) < version),
             None => is_hot || has.asked,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use swarmmq_protocol::mac::MacKey;
+
+    use super::*;
+
+    /// A member that leaves out most numbers and sends as fast as it can made others panic, whose arithmetic was too narrow.
+    #[test]
+    fn a_flood_with_gaps_is_a_loss_and_nothing_worse() {
+        let (key, pair) = (NodeKey::from_bytes(&[7; 64]), MacKey::new([7; 32]).into());
+        let mut other = Correspondent::new(1, key, pair);
+        let now = Instant(1_000_000_000);
+        for number in 0..200_000 {
+            assert!(other.takes(now, 1 + 4 * number, false));
+        }
+        other.look_at_losses(now);
+        assert_eq!(other.loss_permille(), 749);
+        other.look_at_losses(now);
+        assert_eq!(other.loss_permille(), 749);
     }
 }
