@@ -12,9 +12,11 @@ use super::{
     segment::{SEGMENT_HEADER_BYTES, SegmentHeader},
 };
 
-/// Room that a batch begins with; under load it grows. Most batches of a quiet node are smaller, and so little room is
-/// had from an allocator at once.
+/// Room that a batch begins with, unless the one before took more: growing costs a copy of what is there. Most batches of
+/// a quiet node are smaller, and so little room is had from an allocator at once.
 const BATCH_BYTES: usize = 1024;
+/// Most room that a batch begins with.
+const BATCH_BYTES_MAX: usize = 2 << 20;
 
 #[derive(Debug)]
 struct Building {
@@ -32,6 +34,8 @@ pub struct Writer {
     chain: u64,
     next_batch: u64,
     building: Vec<Building>,
+    /// Bytes of the latest batch.
+    latest_bytes: usize,
     /// The batch in flight and where it ends.
     in_flight: Option<(u64, Position)>,
     synced_end: Position,
@@ -54,6 +58,7 @@ impl Writer {
             chain: tail.chain,
             next_batch: tail.batch,
             building: Vec::new(),
+            latest_bytes: 0,
             in_flight: None,
             synced_end: tail.position,
             lags: false,
@@ -95,7 +100,7 @@ impl Writer {
             self.building.push(Building {
                 segment: self.tail.segment,
                 offset: self.tail.offset,
-                bytes: Vec::with_capacity(BATCH_BYTES),
+                bytes: Vec::with_capacity(self.latest_bytes.clamp(BATCH_BYTES, BATCH_BYTES_MAX)),
                 fresh: false,
             });
         }
@@ -140,6 +145,8 @@ impl Writer {
         let batch = self.next_batch;
         self.next_batch += 1;
         self.in_flight = Some((batch, self.tail));
+        // The next one is likely to be as large, give or take.
+        self.latest_bytes = self.buffered_bytes() + self.buffered_bytes() / 4;
         let writes = self
             .building
             .drain(..)

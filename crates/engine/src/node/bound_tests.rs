@@ -1,4 +1,4 @@
-//! Bounds: what is refused or comes back when, so that nothing is dropped in silence.
+//! Bounds: what is refused or comes back when, so that nothing is dropped in silence, and what waits for how long.
 
 use super::*;
 use swarmmq_protocol::limits::FORGET_AFTER;
@@ -155,4 +155,57 @@ fn a_full_disk_refuses_publishes_and_goes_on_with_the_rest() {
     assert_eq!(fates(world.ask(connection, &settle(1, &[&items[0]], SettleAction::Ack))), settled_ok(1));
     world.node.handle(world.now, Input::DiskSpace { free_bytes: 1 << 30 });
     sender.publish(&mut world, connection, "a", &[None], 10);
+}
+
+/// A consumer without anything more to get, and a producer whose messages come a millisecond apart.
+fn stream() -> (World, ConnectionId, Sender) {
+    let mut world = World::new();
+    let connection = world.connect();
+    make(&mut world, connection, "a", Order::Total);
+    world.ask(connection, &subscribe("a", "g", 1, 10, vec![]));
+    let mut sender = Sender::new(1);
+    for _ in 0..2 {
+        world.now.monotonic = world.now.monotonic + Duration::from_millis(1);
+        sender.publish(&mut world, connection, "a", &[None], 10);
+    }
+    (world, connection, sender)
+}
+
+#[test]
+fn a_settlement_that_nobody_waits_for_goes_with_the_next_message() {
+    let (mut world, connection, sender) = stream();
+    let items = world.deliveries(connection);
+    let settled = world.send(connection, &settle(1, &[&items[0], &items[1]], SettleAction::Ack));
+    assert_eq!(world.answer(connection, settled), None);
+    assert_eq!(depth(&world), 2);
+    world.now.monotonic = world.now.monotonic + Duration::from_millis(1);
+    let shard = sender.shard("a", None, false);
+    world.hold_syncs = true;
+    world.send(connection, &sender.frame(shard, 1, sender.seal(shard, "a", None, 3, 10)));
+    let batch = world.in_flight.clone().unwrap().batch;
+    world.sync();
+    world.run();
+    assert_eq!(fates(world.answer(connection, settled).unwrap()), settled_ok(2));
+    assert_eq!((depth(&world), world.in_flight.as_ref()), (1, None), "batch {batch} had both");
+}
+
+#[test]
+fn a_settlement_waits_for_company_only_for_a_moment_and_not_twice_in_a_row() {
+    let (mut world, connection, mut sender) = stream();
+    let items = world.deliveries(connection);
+    let settled = world.send(connection, &settle(1, &[&items[0], &items[1]], SettleAction::Ack));
+    world.pass(Duration::from_millis(1));
+    assert_eq!(world.answer(connection, settled), None);
+    world.pass(Duration::from_millis(1));
+    assert_eq!(fates(world.answer(connection, settled).unwrap()), settled_ok(2));
+    sender.publish(&mut world, connection, "a", &[None], 10);
+    let items = world.deliveries(connection);
+    assert_eq!(fates(world.ask(connection, &settle(1, &[&items[0]], SettleAction::Ack))), settled_ok(1));
+}
+
+#[test]
+fn a_settlement_goes_at_once_where_others_of_its_group_are_at_work() {
+    let (mut world, connection, _) = stream();
+    let items = world.deliveries(connection);
+    assert_eq!(fates(world.ask(connection, &settle(1, &[&items[0]], SettleAction::Ack))), settled_ok(1));
 }

@@ -62,8 +62,9 @@ impl Node {
         match question {
             Question::Publish { count, messages } => {
                 let ticket = self.ticket_for(asker);
-                if let Err(code) = self.take(now, index, ticket, count, &messages) {
-                    self.answered(now, ticket, Answer::Refused(code));
+                match self.take(now, index, ticket, count, &messages) {
+                    Ok(()) => self.company.comes(now.monotonic),
+                    Err(code) => self.answered(now, ticket, Answer::Refused(code)),
                 }
             }
             Question::Propose(event) => self.propose(now, index, asker, &event),
@@ -343,7 +344,10 @@ impl Node {
             let items = acks.iter().map(|(_, position)| *position).collect();
             let ticket = self.ticket(Waiting::Settle { settlement: number, items });
             let ranges = to_ranges(acks.iter().map(|(offset, _)| *offset));
-            self.shards[index].settle_ranges(&address, &group, ranges, ticket);
+            let may_wait = !self.draining && self.company.is_expected(now.monotonic);
+            if self.shards[index].settle_ranges(&address, &group, ranges, ticket, may_wait) {
+                self.company.await_with(index);
+            }
             if self.shards[index].settles_early() {
                 self.waiting.remove(&ticket);
             } else {

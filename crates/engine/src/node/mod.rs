@@ -11,6 +11,7 @@ mod alphabet;
 mod ask;
 mod audit;
 pub mod bug;
+mod company;
 mod connection;
 mod consume;
 mod join;
@@ -54,6 +55,7 @@ use self::{
     ask::{Asked, Asker},
     audit::Audit,
     bug::Bug,
+    company::Company,
     connection::Connection,
     consume::Subscriber,
     lead::{Attendee, Attending},
@@ -155,6 +157,9 @@ pub struct Node {
     attendees: BTreeMap<SubscriberId, Attendee>,
     attending: Attending,
     credits: Credits,
+    company: Company,
+    /// Shards that are led here have written since the latest look.
+    wrote: bool,
     /// The data shard that is looked at first.
     first: usize,
     waiting: BTreeMap<Ticket, Waiting>,
@@ -243,6 +248,8 @@ impl Node {
             attendees: BTreeMap::new(),
             attending: Attending::new(),
             credits: Credits::default(),
+            company: Company::default(),
+            wrote: false,
             first: 0,
             waiting: BTreeMap::new(),
             judging: BTreeMap::new(),
@@ -329,7 +336,13 @@ impl Node {
         if self.draining {
             self.hand_over_all(now);
         }
+        let alone = self.company.give_up(now.monotonic);
+        self.hurry(alone);
         for _ in 0..ROUNDS_MAX {
+            if std::mem::take(&mut self.wrote) {
+                let company = self.company.take();
+                self.hurry(company);
+            }
             if !self.dirty.contains(&true) {
                 break;
             }
@@ -402,8 +415,17 @@ impl Node {
             self.access_wake(),
             self.comfort_wake(),
             self.audit.wake(),
+            self.company.next_wake(),
         ];
         self.wakes.iter().copied().chain(others).flatten().min()
+    }
+
+    /// Settlements of these shards wait no more for company.
+    fn hurry(&mut self, shards: BTreeSet<usize>) {
+        for index in shards {
+            self.shards[index].hurry();
+            self.dirty[index] = true;
+        }
     }
 
     fn flush_shard(&mut self, now: Now, index: usize) {
@@ -412,6 +434,7 @@ impl Node {
         self.shards[index].flush(now, &mut self.writer, &mut self.credits, &mut work);
         self.changed |= self.shards[index].extent() != extent;
         self.wakes[index] = self.shards[index].next_wake();
+        self.wrote |= !work.rounds.is_empty() && self.shards[index].is_leader();
         // Before anything else is told: whoever joins again because of it must know what was leased to it just now.
         self.hand_on(now, index, &mut work);
         self.gather(now, index, &mut work);
@@ -666,16 +689,11 @@ impl Node {
         }
     }
 
-    /// Keeps the payload bytes in memory below the limit, taking from the shard that holds most.
+    /// Keeps the payload bytes in memory below the limit, and as many of entries for replicas that lag.
     fn trim_caches(&mut self) {
-        let mut total: usize = self.shards.iter().map(Shard::cache_bytes).sum();
-        while total > self.config.cache_bytes_max {
-            let largest =
-                self.shards.iter_mut().max_by_key(|shard| shard.cache_bytes()).expect("there are shards");
-            let before = largest.cache_bytes();
-            largest.shrink_cache(before / 2);
-            total -= before - largest.cache_bytes();
-        }
+        let bytes_max = self.config.cache_bytes_max;
+        trim(&mut self.shards, bytes_max, Shard::cache_bytes, Shard::shrink_cache);
+        trim(&mut self.shards, bytes_max, Shard::retained_bytes, Shard::shrink_retained);
     }
 
     fn drain(&mut self) {
@@ -712,5 +730,20 @@ impl Node {
             return Some(Code::LogStopped);
         }
         self.draining.then_some(Code::Draining)
+    }
+}
+
+/// Halves what the shard with most of it has, until all have at most `bytes_max`, or nothing goes.
+fn trim(shards: &mut [Shard], bytes_max: usize, bytes: fn(&Shard) -> usize, shrink: fn(&mut Shard, usize)) {
+    let mut total: usize = shards.iter().map(bytes).sum();
+    while total > bytes_max {
+        let largest = shards.iter_mut().max_by_key(|shard| bytes(shard)).expect("there are shards");
+        let before = bytes(largest);
+        shrink(largest, before / 2);
+        let gone = before - bytes(largest);
+        if gone == 0 {
+            return;
+        }
+        total -= gone;
     }
 }

@@ -35,8 +35,11 @@ pub const TICK_MILLIS: u64 = 100;
 const APPEND_BYTES_MAX: u64 = 1 << 20;
 /// Unanswered append messages to one follower.
 const APPENDS_IN_FLIGHT_MAX: usize = 64;
-/// Bytes of applied entries kept in memory for followers that lag; who lags more is caught up by a snapshot.
-const RETAINED_BYTES_MAX: u64 = 4 << 20;
+/// Bytes of applied entries that a leader keeps in memory for followers that lag; who lags more is caught up by a snapshot,
+/// which costs all of them much more than this. The node bounds what its shards keep together.
+const LEADER_RETAINED_BYTES_MAX: u64 = 32 << 20;
+/// The same, of a follower: it may lead next.
+const FOLLOWER_RETAINED_BYTES_MAX: u64 = 4 << 20;
 /// What an entry costs in memory beside its bytes.
 const ENTRY_OVERHEAD_BYTES: u64 = 128;
 
@@ -202,11 +205,11 @@ impl Memory {
         self.entries.extend(entries.iter().cloned());
     }
 
-    /// Drops entries up to `index` that nobody needs, and those that too many wait for.
-    fn forget_to(&mut self, needed_above: u64, index: u64) {
+    /// Drops applied entries that nobody needs, and the oldest where more than `bytes_max` wait.
+    fn forget(&mut self, needed_above: u64, bytes_max: u64) {
         while let Some(front) = self.entries.front()
-            && front.index <= index
-            && (front.index <= needed_above || self.entry_bytes > RETAINED_BYTES_MAX)
+            && front.index <= self.applied.0
+            && (front.index <= needed_above || self.entry_bytes > bytes_max)
         {
             self.floor = (front.index, front.term);
             self.entry_bytes -= cost(front);
@@ -362,6 +365,13 @@ impl Consensus {
         };
         consensus.reseed();
         consensus
+    }
+
+    /// Whether a leader tells what is committed in a message of its own, or with the next append or heartbeat, a tick later
+    /// at most. The message costs two more between each pair and wakes both; changes of the group are always told at once.
+    pub fn announcing_commits(mut self, at_once: bool) -> Self {
+        self.raw.raft.skip_bcast_commit(!at_once);
+        self
     }
 
     /// Time passed: one tick. A group of one voter elects itself at its first.
@@ -620,16 +630,27 @@ impl Consensus {
         let term = self.raw.store().term(index).unwrap_or(self.raw.store().applied.1);
         self.raw.advance_apply_to(index);
         let raft = &self.raw.raft;
-        let needed_above = if raft.prs().iter().count() <= 1 {
-            index
+        let (needed_above, bytes_max) = if raft.prs().iter().count() <= 1 {
+            (index, 0)
         } else if raft.state == StateRole::Leader {
-            raft.prs().iter().map(|(_, progress)| progress.matched).min().unwrap_or(index)
+            let matched = raft.prs().iter().map(|(_, progress)| progress.matched);
+            (matched.min().unwrap_or(index), LEADER_RETAINED_BYTES_MAX)
         } else {
-            0
+            (0, FOLLOWER_RETAINED_BYTES_MAX)
         };
         let memory = self.raw.mut_store();
         memory.applied = (index, term);
-        memory.forget_to(needed_above, index);
+        memory.forget(needed_above, bytes_max);
+    }
+
+    /// Bytes of entries kept in memory.
+    pub fn retained_bytes(&self) -> u64 {
+        self.raw.store().entry_bytes
+    }
+
+    /// Keeps at most `bytes_max` of entries that were applied.
+    pub fn shrink(&mut self, bytes_max: u64) {
+        self.raw.mut_store().forget(0, bytes_max);
     }
 
     /// The latest hard state, for snapshots.
@@ -666,127 +687,5 @@ pub(crate) fn mix(x: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use swarmmq_protocol::consensus::EntryKind;
-
-    use super::*;
-
-    fn founded() -> Restored {
-        Restored { snapshot_index: 1, snapshot_term: 1, conf: Conf::alone(1), ..Restored::default() }
-    }
-
-    fn entry(index: u64, term: u64, data: &'static str) -> LogEntry {
-        LogEntry { index, term, kind: EntryKind::Normal, data: data.into() }
-    }
-
-    fn run(consensus: &mut Consensus, persist: bool) -> (Vec<LogEntry>, Vec<LogEntry>) {
-        let (mut stored, mut committed) = (Vec::new(), Vec::new());
-        while let Some(round) = consensus.round() {
-            stored.extend(round.entries);
-            if let Some(last) = round.committed.last() {
-                let index = last.index;
-                committed.extend(round.committed);
-                consensus.applied(index);
-            }
-            if persist {
-                consensus.persisted(round.number);
-            }
-        }
-        (stored, committed)
-    }
-
-    #[test]
-    fn a_single_voter_leads_after_its_vote_is_stored() {
-        let mut consensus = Consensus::new(1, founded(), 0, Bugs::NONE);
-        consensus.tick();
-        let (stored, committed) = run(&mut consensus, true);
-        assert!(consensus.is_leader());
-        assert_eq!(stored.len(), 1, "the entry that opens the reign");
-        assert_eq!(committed, stored);
-    }
-
-    #[test]
-    fn nothing_is_committed_before_it_is_stored() {
-        let mut consensus = Consensus::new(1, founded(), 0, Bugs::NONE);
-        consensus.tick();
-        run(&mut consensus, true);
-        let index = consensus.propose(b"x".to_vec()).unwrap();
-        let round = consensus.round().unwrap();
-        assert_eq!(round.entries[0].index, index);
-        assert!(round.must_sync);
-        assert_eq!(round.committed, []);
-        assert!(consensus.round().is_none());
-        consensus.persisted(round.number);
-        assert_eq!(consensus.round().unwrap().committed[0].data, "x");
-    }
-
-    #[test]
-    fn a_leader_that_a_change_leaves_out_leads_no_more_and_may_still_hear_from_its_disk() {
-        let mut consensus = Consensus::new(1, founded(), 0, Bugs::NONE);
-        consensus.tick();
-        run(&mut consensus, true);
-        consensus.propose(b"x".to_vec()).unwrap();
-        let round = consensus.round().unwrap();
-        for change in [Change::Follow(2), Change::Vote(2), Change::Leave(1)] {
-            consensus.apply_change(change);
-        }
-        assert_eq!(consensus.conf().voters, [2]);
-        consensus.persisted(round.number);
-        assert!(!consensus.is_leader());
-    }
-
-    #[test]
-    fn whoever_takes_over_a_state_does_not_campaign_before_it_is_stored() {
-        let restored = Restored { conf: Conf { voters: vec![1, 2], learners: vec![3] }, ..founded() };
-        let mut consensus = Consensus::new(1, restored, 0, Bugs::NONE);
-        let mark = SnapshotMark { index: 50, term: 2, voters: vec![1, 2], learners: vec![3] };
-        let from_leader = |kind| Message { kind, from: 2, to: 1, term: 2, ..Message::default() };
-        consensus.step(Message { snapshot: Some(mark), ..from_leader(MessageKind::Snapshot) });
-        let round = consensus.round().unwrap();
-        assert_eq!(round.snapshot.unwrap().index, 50);
-        consensus.step(from_leader(MessageKind::TimeoutNow));
-        consensus.campaign();
-        (0..30).for_each(|_| consensus.tick());
-        assert_eq!(consensus.term(), Term(2));
-        consensus.persisted(round.number);
-        consensus.step(from_leader(MessageKind::TimeoutNow));
-        assert_eq!(consensus.term(), Term(3));
-    }
-
-    /// The crate took it for one entry more than there was, and panicked at a commit beyond its log.
-    #[test]
-    fn an_append_whose_entries_begin_elsewhere_counts_as_lost() {
-        let entries = vec![entry(6, 2, "a"), entry(7, 2, "b")];
-        let hard = Hard { term: 2, vote: 2, commit: 6 };
-        let conf = Conf { voters: vec![1, 2], learners: Vec::new() };
-        let restored = Restored { hard, snapshot_index: 5, snapshot_term: 1, conf, entries };
-        let mut consensus = Consensus::new(1, restored, 0, Bugs::NONE);
-        let append = |index, entries| Message {
-            kind: MessageKind::Append,
-            from: 2,
-            to: 1,
-            term: 2,
-            log_term: 2,
-            index,
-            commit: 8,
-            entries,
-            ..Message::default()
-        };
-        consensus.step(append(7, vec![entry(7, 2, "b")]));
-        assert_eq!((consensus.last_index(), consensus.committed()), (7, 6));
-        consensus.step(append(7, vec![entry(8, 2, "c")]));
-        assert_eq!((consensus.last_index(), consensus.committed()), (8, 8));
-    }
-
-    #[test]
-    fn a_restarted_voter_commits_what_it_had_stored_in_a_higher_term() {
-        let entries = vec![entry(6, 2, "a"), entry(7, 2, "b")];
-        let hard = Hard { term: 2, vote: 1, commit: 5 };
-        let restored = Restored { hard, snapshot_index: 5, snapshot_term: 1, conf: Conf::alone(1), entries };
-        let mut consensus = Consensus::new(1, restored, 0, Bugs::NONE);
-        consensus.tick();
-        let (stored, committed) = run(&mut consensus, true);
-        assert_eq!(stored.iter().map(|entry| (entry.index, entry.term)).collect::<Vec<_>>(), [(8, 3)]);
-        assert_eq!(committed.iter().map(|entry| entry.index).collect::<Vec<_>>(), [6, 7, 8]);
-    }
-}
+#[path = "consensus_tests.rs"]
+mod tests;

@@ -556,6 +556,8 @@ impl Entry {
 pub struct EntryWriter {
     bytes: Vec<u8>,
     count: u16,
+    /// Bytes to begin with: growing costs a copy of what is there.
+    room: usize,
 }
 
 impl EntryWriter {
@@ -563,16 +565,24 @@ impl EntryWriter {
     /// before is returned.
     pub fn push(&mut self, event: &Event, bytes_max: usize) -> Option<Self> {
         let (before, count) = (self.bytes.len(), self.count);
+        if before == 0 {
+            self.bytes.reserve(self.room);
+        }
         self.bytes.resize(before.max(ENTRY_HEADER_BYTES), 0);
         event.put(&mut self.bytes);
         self.count += 1;
         if count == 0 || self.bytes.len() <= bytes_max {
             return None;
         }
-        let mut next = Self { bytes: vec![0; ENTRY_HEADER_BYTES], count: 1 };
+        let mut next = Self { bytes: vec![0; ENTRY_HEADER_BYTES], count: 1, room: 0 };
         next.bytes.extend(self.bytes.drain(before..));
         self.count = count;
         Some(std::mem::replace(self, next))
+    }
+
+    /// An empty entry that is likely to be as long as this one, give or take.
+    pub fn next(&self) -> Self {
+        Self { bytes: Vec::new(), count: 0, room: self.bytes.len() + self.bytes.len() / 4 }
     }
 
     /// Events so far.
@@ -591,6 +601,10 @@ impl EntryWriter {
         bytes[0] = ENTRY_VERSION;
         bytes[1..9].copy_from_slice(&time.0.to_be_bytes());
         bytes[9..11].copy_from_slice(&self.count.to_be_bytes());
+        // It is kept for a while, and counted by its length.
+        if bytes.capacity() > 2 * bytes.len() {
+            bytes.shrink_to_fit();
+        }
         bytes
     }
 }

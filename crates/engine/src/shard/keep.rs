@@ -12,6 +12,10 @@ use super::{
 };
 use crate::log::{Position, Writer};
 
+/// Log written between snapshots, in lengths of the latest one: so much more than the log itself they cost, at most. The
+/// other way, a restart reads so much more.
+const SNAPSHOT_PAYS: u64 = 4;
+
 impl Shard {
     /// Oldest segment whose records this shard still needs, beside live messages.
     pub fn floor_segment(&self) -> u32 {
@@ -40,7 +44,8 @@ impl Shard {
 
     /// Whether enough was logged since the last snapshot for a new one to pay.
     pub fn wants_snapshot(&self, interval_bytes: u64) -> bool {
-        self.stopped.is_none() && self.log_bytes_since_snapshot > interval_bytes.max(self.snapshot_bytes * 2)
+        self.stopped.is_none()
+            && self.log_bytes_since_snapshot > interval_bytes.max(self.snapshot_bytes * SNAPSHOT_PAYS)
     }
 
     /// Appends a snapshot of the state. Returns the oldest segment needed once it is on stable storage; the caller

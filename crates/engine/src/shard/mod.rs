@@ -155,6 +155,8 @@ pub struct Shard {
     delivery: Delivery,
     cache: Cache,
     building: Building,
+    /// What is being built are settlements that may wait for company.
+    lingers: bool,
     entry_bytes_max: usize,
     /// Entries closed and not yet proposed.
     closed: VecDeque<(EntryWriter, Vec<Option<Ticket>>)>,
@@ -289,6 +291,7 @@ impl Shard {
     }
 
     fn push(&mut self, event: &Event, ticket: Option<Ticket>) {
+        self.lingers = false;
         if let Some(full) = self.building.entry.push(event, self.entry_bytes_max) {
             self.closed.push_back((full, std::mem::take(&mut self.building.tickets)));
         }
@@ -343,19 +346,28 @@ impl Shard {
 
     /// Proposes the acknowledgements of many messages at once; the caller made sure of each with
     /// [`Shard::check_ack`].
+    ///
+    /// With `may_wait` they are only proposed with whatever else comes, or after [`Shard::hurry`], if nobody in the group
+    /// waits for anything: then this returns true.
     pub fn settle_ranges(
         &mut self,
         address: &Address,
         group: &GroupName,
         ranges: Vec<(Offset, u32)>,
         ticket: Ticket,
-    ) {
+        may_wait: bool,
+    ) -> bool {
+        let alone = self.lingers || self.building.entry.is_empty();
         let event = Event::Settled { address: address.clone(), group: group.clone(), ranges };
-        if self.bugs.has(Bug::SettleBeforeCommit) {
-            self.push(&event, None);
-        } else {
-            self.push(&event, Some(ticket));
-        }
+        let ticket = (!self.settles_early()).then_some(ticket);
+        self.push(&event, ticket);
+        self.lingers = may_wait && alone && self.delivery.is_drained(address, group, self.state.next_offset);
+        self.lingers
+    }
+
+    /// Settlements that wait for company wait no more.
+    pub fn hurry(&mut self) {
+        self.lingers = false;
     }
 
     /// Whether `subscriber` may acknowledge `offset`; its lease then waits for the settlement.
@@ -397,6 +409,7 @@ impl Shard {
     /// Whoever waits learns that this replica cannot tell; leases of the reign are void.
     fn end_reign(&mut self, code: Code, work: &mut Work) {
         let building = std::mem::take(&mut self.building);
+        self.lingers = false;
         let unproposed = self.closed.drain(..).map(|(_, tickets)| tickets).chain([building.tickets]);
         for ticket in unproposed.flatten().flatten() {
             work.answers.push((ticket, Answer::Refused(code)));
@@ -436,6 +449,16 @@ impl Shard {
     /// Drops payload bytes from memory, oldest first.
     pub fn shrink_cache(&mut self, bytes_max: usize) {
         self.cache.shrink(bytes_max);
+    }
+
+    /// Bytes of entries in memory, for replicas that lag; many of them are the cache's as well.
+    pub fn retained_bytes(&self) -> usize {
+        self.consensus.retained_bytes() as usize
+    }
+
+    /// Drops entries that were applied, oldest first: whoever lags more is caught up by a snapshot.
+    pub fn shrink_retained(&mut self, bytes_max: usize) {
+        self.consensus.shrink(bytes_max as u64);
     }
 
     /// When [`Shard::flush`] has something to do without any input.
@@ -537,8 +560,9 @@ impl Shard {
     }
 
     fn propose_pushed(&mut self, now: Now, work: &mut Work) {
-        if !self.building.entry.is_empty() {
-            let building = std::mem::take(&mut self.building);
+        if !self.building.entry.is_empty() && !self.lingers {
+            let next = Building { entry: self.building.entry.next(), tickets: Vec::new() };
+            let building = std::mem::replace(&mut self.building, next);
             self.closed.push_back((building.entry, building.tickets));
         }
         // Nothing is taken while the lead is handed over. If nobody takes it this reign goes on, and deliveries, leases and

@@ -95,7 +95,8 @@ impl Shard {
         self.end_reign(Code::NotLeader, work);
         let hard = Hard { commit: 0, ..self.consensus.hard() };
         let restored = Restored { hard, ..Restored::default() };
-        self.consensus = Consensus::new(self.replica, restored, self.seed, self.bugs);
+        let consensus = Consensus::new(self.replica, restored, self.seed, self.bugs);
+        self.consensus = consensus.announcing_commits(self.is_clusters());
         self.state = State { bugs: self.bugs, ..State::default() };
         self.applied_term = 0;
         self.places.clear();

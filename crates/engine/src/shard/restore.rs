@@ -219,14 +219,18 @@ impl Restore {
             entries,
         };
         let stamp = state.time;
+        // Every node answers from the cluster's facts; of the others only their leaders need to know at once.
+        let consensus =
+            Consensus::new(replica, restored, seed, bugs).announcing_commits(id == ShardId::CLUSTER);
         Ok(Shard {
             id,
             replica,
-            consensus: Consensus::new(replica, restored, seed, bugs),
+            consensus,
             state,
             delivery: Delivery::new(horizon_ahead, bugs),
             cache,
             building: Building::default(),
+            lingers: false,
             entry_bytes_max,
             closed: VecDeque::new(),
             waiting: VecDeque::new(),

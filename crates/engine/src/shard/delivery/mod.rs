@@ -660,6 +660,19 @@ impl Delivery {
         }
     }
 
+    /// Whether `group` has nothing but settlements under way: all of its messages below `next_offset` went out and are
+    /// being settled, so nobody waits for what settlements free.
+    pub fn is_drained(&self, address: &Address, group: &GroupName, next_offset: u64) -> bool {
+        self.runs.get(&(address.clone(), group.clone())).is_some_and(|run| {
+            // Leases that are being settled have no deadline.
+            run.deadlines.is_empty()
+                && run.ready.is_empty()
+                && run.doubtful.is_empty()
+                && run.waiting_for_key == 0
+                && run.looked_to == Some(next_offset)
+        })
+    }
+
     /// Whether `group` has a subscriber now.
     pub fn has_consumers(&self, address: &Address, group: &GroupName) -> bool {
         self.runs.get(&(address.clone(), group.clone())).is_some_and(|run| !run.subscribers.is_empty())
