@@ -233,11 +233,17 @@ impl Packet {
     /// Writes the whole packet with its length, as the node at `hop` sends it. Not for the destination: there is no
     /// next link, and nobody would read it. Cost: one copy of the body.
     pub fn encode(&self, out: &mut BytesMut) {
+        out.reserve(LENGTH_BYTES + FIXED_BYTES + 2 * self.path.len() + self.body.len());
+        self.encode_head(out);
+        out.put_slice(&self.body);
+    }
+
+    /// What [`Packet::encode`] writes before the body.
+    pub fn encode_head(&self, out: &mut BytesMut) {
         debug_assert_eq!(check_path(&self.path), Ok(()), "path {:?}", self.path);
         debug_assert!(usize::from(self.hop) + 1 < self.path.len(), "sent on from its destination");
         debug_assert!(self.body.len() <= PACKET_BYTES_MAX, "a packet of {} bytes", self.body.len());
         let length = FIXED_BYTES + 2 * self.path.len() + self.body.len();
-        out.reserve(LENGTH_BYTES + length);
         out.put_u32(length as u32);
         out.put_u8(PACKET_VERSION);
         out.put_u8(self.class.to_u8());
@@ -247,7 +253,6 @@ impl Packet {
         out.put_u32(self.conversation.destination);
         out.put_u32(self.conversation.number);
         self.path.iter().for_each(|node| out.put_u16(node.0));
-        out.put_slice(&self.body);
     }
 
     /// Reads what follows a packet's length, without copying the body.

@@ -30,13 +30,76 @@ pub(crate) enum ReadState {
     Closed,
 }
 
+/// Bytes on their way to a socket. Empty, it holds no buffer.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    parts: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+impl Outbox {
+    /// What waits, in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// Adds bytes behind those that wait.
+    pub(crate) fn push(&mut self, bytes: Bytes) {
+        self.bytes += bytes.len();
+        if !bytes.is_empty() {
+            self.parts.push_back(bytes);
+        }
+    }
+
+    /// Writes once what `stream` takes, many parts at a time. Returns how many bytes; none is an error.
+    pub(crate) fn write(&mut self, stream: &mut impl Write) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let mut used = 0;
+        for (slice, bytes) in slices.iter_mut().zip(&self.parts) {
+            *slice = IoSlice::new(bytes);
+            used += 1;
+        }
+        let count = stream.write_vectored(&slices[..used])?;
+        if count == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.bytes -= count;
+        let mut left = count;
+        while left > 0 {
+            let front = self.parts.front_mut().expect("what was written came from here");
+            let part = left.min(front.len());
+            front.advance(part);
+            left -= part;
+            if front.is_empty() {
+                self.parts.pop_front();
+            }
+        }
+        if self.parts.is_empty() {
+            self.parts = VecDeque::new();
+        }
+        Ok(count)
+    }
+
+    /// Bytes that it keeps from others.
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.parts.capacity()
+    }
+}
+
 /// One connection over `S`, a socket that never blocks.
 #[derive(Debug)]
 pub(crate) struct Link<S> {
     pub(crate) stream: S,
     reader: FrameReader,
-    out: VecDeque<BytesMut>,
-    out_bytes: usize,
+    /// Bytes that came in the latest turn: the next is likely to bring as many.
+    burst: usize,
+    out: Outbox,
     authenticated: bool,
     /// Waiting for the socket to take more.
     pub(crate) blocked: bool,
@@ -55,8 +118,8 @@ impl<S: Read + Write> Link<S> {
         Self {
             stream,
             reader: FrameReader::new(),
-            out: VecDeque::new(),
-            out_bytes: 0,
+            burst: 0,
+            out: Outbox::default(),
             authenticated: false,
             blocked: false,
             closing: false,
@@ -86,7 +149,7 @@ impl<S: Read + Write> Link<S> {
     /// Reads what is there, through `scratch`. Returns how many bytes came.
     pub(crate) fn read(&mut self, scratch: &mut [u8]) -> (ReadState, usize) {
         let budget = if self.authenticated { READ_BUDGET_BYTES } else { STRANGER_BUDGET_BYTES };
-        fill(&mut self.stream, self.reader.buffer(), scratch, budget, self.ended)
+        fill(&mut self.stream, self.reader.buffer(), &mut self.burst, scratch, budget, self.ended)
     }
 
     /// The next whole frame that was read.
@@ -106,34 +169,15 @@ impl<S: Read + Write> Link<S> {
 
     /// Queues output. False: the peer takes nothing and the bound is reached.
     pub(crate) fn queue(&mut self, bytes: BytesMut) -> bool {
-        self.out_bytes += bytes.len();
-        self.out.push_back(bytes);
-        self.out_bytes <= OUTPUT_BYTES_MAX
+        self.out.push(bytes.freeze());
+        self.out.len() <= OUTPUT_BYTES_MAX
     }
 
     /// Writes what the socket takes. Returns whether everything went out.
     pub(crate) fn write(&mut self) -> io::Result<bool> {
         while !self.out.is_empty() {
-            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-            let mut used = 0;
-            for (slice, bytes) in slices.iter_mut().zip(&self.out) {
-                *slice = IoSlice::new(bytes);
-                used += 1;
-            }
-            match self.stream.write_vectored(&slices[..used]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(mut count) => {
-                    self.out_bytes -= count;
-                    while count > 0 {
-                        let front = self.out.front_mut().expect("what was written came from here");
-                        let part = count.min(front.len());
-                        front.advance(part);
-                        count -= part;
-                        if front.is_empty() {
-                            self.out.pop_front();
-                        }
-                    }
-                }
+            match self.out.write(&mut self.stream) {
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.blocked = true;
                     return Ok(false);
@@ -142,7 +186,6 @@ impl<S: Read + Write> Link<S> {
                 Err(error) => return Err(error),
             }
         }
-        self.out = VecDeque::new();
         // What was taken may wait in front of the socket, as records.
         self.blocked = match self.stream.flush() {
             Ok(()) => false,
@@ -155,29 +198,36 @@ impl<S: Read + Write> Link<S> {
     /// Bytes that this link holds in buffers.
     #[cfg(test)]
     fn buffered_bytes(&mut self) -> usize {
-        self.reader.buffer().capacity() + self.out.iter().map(BytesMut::capacity).sum::<usize>()
+        self.reader.buffer().capacity() + self.out.len() + self.out.capacity()
     }
 }
 
 /// Reads from `stream` until nothing is left, or `budget` bytes have come, through `scratch` to the end of `buffer`.
 /// Returns how many came.
 ///
+/// * `burst`: how many came in the latest turn; that much room is made at once, since growing costs a copy.
 /// * `ended`: the peer will send no more, so only the end itself says that everything was read.
 pub(crate) fn fill(
     stream: &mut impl Read,
     buffer: &mut BytesMut,
+    burst: &mut usize,
     scratch: &mut [u8],
     budget: usize,
     ended: bool,
 ) -> (ReadState, usize) {
+    let expected = std::mem::take(burst);
     let mut taken = 0;
     while taken < budget {
         let room = scratch.len().min(budget - taken);
         match stream.read(&mut scratch[..room]) {
             Ok(0) => return (ReadState::Closed, taken),
             Ok(count) => {
+                if taken == 0 {
+                    buffer.reserve(count.max(expected));
+                }
                 buffer.extend_from_slice(&scratch[..count]);
                 taken += count;
+                *burst = taken;
                 if count < room && !ended {
                     // A short read means the socket is empty; the next event says when it is not.
                     return (ReadState::Drained, taken);
@@ -290,7 +340,7 @@ mod tests {
         assert!(link.write().unwrap());
         assert!(!link.blocked);
         assert_eq!(link.stream.written, b"one two three");
-        assert_eq!((link.out_bytes, link.buffered_bytes()), (0, 0));
+        assert_eq!((link.out.len(), link.buffered_bytes()), (0, 0));
     }
 
     #[test]

@@ -16,8 +16,9 @@ use std::{
 
 use bytes::Bytes;
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, fstatvfs};
-use swarmmq_engine::log::{Append, Position};
+use swarmmq_engine::log::{Append, Position, SegmentWrite};
 
+use super::direct::{self, Direct};
 use crate::StartError;
 
 /// Files kept for later segments; more than these give their space back.
@@ -36,13 +37,24 @@ pub(crate) fn segment_name(sequence: u32) -> String {
     format!("{sequence:08x}.seg")
 }
 
+/// A segment that is open.
+#[derive(Debug)]
+struct Segment {
+    /// For reads, and for writes where there is no other way.
+    cached: File,
+    /// For writes that leave the page cache alone.
+    direct: Option<File>,
+}
+
 /// The segments of one log, as files in one directory.
 #[derive(Debug)]
 pub(crate) struct SegmentFiles {
     directory: PathBuf,
     handle: File,
     segment_bytes: u32,
-    open: BTreeMap<u32, File>,
+    open: BTreeMap<u32, Segment>,
+    /// None where the file system knows no direct writes.
+    direct: Option<Direct>,
     spares: Vec<PathBuf>,
     next_spare: u64,
     /// The log has gone over to a new segment since the start: it grows, so the next file is wanted soon.
@@ -70,6 +82,8 @@ impl SegmentFiles {
             handle: File::open(directory)?,
             segment_bytes,
             open: BTreeMap::new(),
+            // A last block that reaches beyond the segment would make the file longer than others expect.
+            direct: segment_bytes.is_multiple_of(direct::BLOCK as u32).then(Direct::new),
             spares: Vec::new(),
             next_spare: 0,
             grows: false,
@@ -82,9 +96,10 @@ impl SegmentFiles {
             if let Some(sequence) =
                 name.strip_suffix(".seg").and_then(|hex| u32::from_str_radix(hex, 16).ok())
             {
-                let file = OpenOptions::new().read(true).write(true).open(&path)?;
-                file.sync_data()?;
-                files.open.insert(sequence, file);
+                let cached = OpenOptions::new().read(true).write(true).open(&path)?;
+                cached.sync_data()?;
+                let segment = files.segment(&path, cached)?;
+                files.open.insert(sequence, segment);
             } else if let Some(number) =
                 name.strip_prefix("spare-").and_then(|number| number.parse::<u64>().ok())
             {
@@ -140,10 +155,11 @@ impl SegmentFiles {
 
     /// Reads exactly these bytes of a segment.
     pub(crate) fn read_at(&self, position: Position, length: u32) -> Result<Bytes, String> {
-        let file = self
+        let file = &self
             .open
             .get(&position.segment)
-            .ok_or_else(|| format!("segment {} is gone", position.segment))?;
+            .ok_or_else(|| format!("segment {} is gone", position.segment))?
+            .cached;
         let mut bytes = vec![0; length as usize];
         file.read_exact_at(&mut bytes, u64::from(position.offset))
             .map_err(|error| format!("{length} bytes at {position:?}: {error}"))?;
@@ -158,17 +174,39 @@ impl SegmentFiles {
                 self.provide(write.segment)?;
                 made = true;
             }
-            let file =
-                self.open.get(&write.segment).ok_or_else(|| io::Error::other("the segment has no file"))?;
-            file.write_all_at(&write.bytes, u64::from(write.offset))?;
+            self.write(write)?;
         }
         for write in &append.writes {
-            self.open[&write.segment].sync_data()?;
+            self.open[&write.segment].cached.sync_data()?;
         }
         if made {
             self.handle.sync_all()?;
         }
         Ok(())
+    }
+
+    fn write(&mut self, write: &SegmentWrite) -> io::Result<()> {
+        let SegmentWrite { segment, offset, bytes, .. } = write;
+        let file = self.open.get(segment).ok_or_else(|| io::Error::other("the segment has no file"))?;
+        if let (Some(direct), Some(past_cache)) = (&mut self.direct, &file.direct) {
+            match direct.write(past_cache, &file.cached, *segment, *offset, bytes) {
+                Err(error) if direct::is_unknown(&error) => {
+                    tracing::warn!(%error, "this disk takes no direct writes: the log goes by way of the page cache");
+                    self.direct = None;
+                }
+                done => return done,
+            }
+        }
+        file.cached.write_all_at(bytes, u64::from(*offset))
+    }
+
+    /// An open file as a segment.
+    fn segment(&mut self, path: &Path, cached: File) -> io::Result<Segment> {
+        let direct = if self.direct.is_some() { Direct::open(path)? } else { None };
+        if direct.is_none() && self.direct.take().is_some() {
+            tracing::info!("this file system knows no direct writes: the log goes by way of the page cache");
+        }
+        Ok(Segment { cached, direct })
     }
 
     /// A file for a new segment: a prepared one, a fresh one, and on a full disk the one held back.
@@ -187,7 +225,8 @@ impl SegmentFiles {
             self.take_spare(&path)?
         };
         self.grows |= sequence > 1;
-        self.open.insert(sequence, file);
+        let segment = self.segment(&path, file)?;
+        self.open.insert(sequence, segment);
         Ok(())
     }
 
@@ -308,6 +347,10 @@ impl Preparation {
             std::thread::sleep(PREPARE_PAUSE);
         }
         file.sync_all()?;
+        // Whoever writes it next does so past the page cache.
+        if let Err(error) = fadvise(&file, 0, None, Advice::DontNeed) {
+            tracing::debug!(%error, "cached pages stay");
+        }
         Ok(true)
     }
 }
@@ -315,7 +358,6 @@ impl Preparation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use swarmmq_engine::log::SegmentWrite;
 
     const SEGMENT: u32 = 64 << 10;
 

@@ -4,6 +4,7 @@
 //! knows what the disk holds ("Can applications recover from fsync failures?", ATC 2020). A batch overtakes reads that
 //! wait, so that catching up from the disk costs others at most one read.
 
+mod direct;
 mod files;
 
 use std::{

@@ -9,19 +9,21 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use swarmmq_protocol::{
     packet::{Class, Packet, PacketError, PacketReader},
     session::peer::{self, PeerError, PeerHandshake, PeerHello},
     time::Instant,
 };
 
-use crate::link::{READ_BUDGET_BYTES, ReadState, STRANGER_BUDGET_BYTES, fill};
+use crate::link::{Outbox, READ_BUDGET_BYTES, ReadState, STRANGER_BUDGET_BYTES, fill};
 
 /// Output that may wait; consensus bounds what it has in flight far below.
 pub(crate) const OUTPUT_BYTES_MAX: usize = 64 << 20;
 /// Bytes that are made ready for the socket at a time, give or take one packet.
 const WIRE_BYTES: usize = 256 << 10;
+/// Bodies up to here are copied next to their heads: fewer, longer parts are cheaper to send.
+const COPIED_BYTES_MAX: usize = 4 << 10;
 /// A peer that takes nothing for so long, while something waits, is given up.
 pub(crate) const STALL_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -32,8 +34,12 @@ pub(crate) struct PeerLink<S> {
     /// Until both ends are authenticated.
     handshake: Option<PeerHandshake>,
     reader: PacketReader,
+    /// Bytes that came in the latest turn.
+    burst: usize,
+    /// Of the handshake, to be written.
+    words: BytesMut,
     /// Being written: messages of the handshake, or whole packets.
-    wire: BytesMut,
+    wire: Outbox,
     /// Waiting, by class.
     queues: [VecDeque<Packet>; Class::ALL.len()],
     queued_bytes: usize,
@@ -52,7 +58,9 @@ impl<S: Read + Write> PeerLink<S> {
             stream,
             handshake: Some(handshake),
             reader: PacketReader::new(),
-            wire: first,
+            burst: 0,
+            words: first,
+            wire: Outbox::default(),
             queues: Default::default(),
             queued_bytes: 0,
             blocked_since: None,
@@ -69,14 +77,14 @@ impl<S: Read + Write> PeerLink<S> {
     /// Reads what is there, through `scratch`. Returns how many bytes came.
     pub(crate) fn read(&mut self, scratch: &mut [u8]) -> (ReadState, usize) {
         let budget = if self.is_authenticated() { READ_BUDGET_BYTES } else { STRANGER_BUDGET_BYTES };
-        fill(&mut self.stream, self.reader.buffer(), scratch, budget, self.ended)
+        fill(&mut self.stream, self.reader.buffer(), &mut self.burst, scratch, budget, self.ended)
     }
 
     /// Goes on with the handshake. `Some`: it is complete, and this is who the peer is. Whatever this end has to say waits
     /// to be written.
     pub(crate) fn meet(&mut self) -> Result<Option<PeerHello>, PeerError> {
         let Some(handshake) = &mut self.handshake else { return Ok(None) };
-        let met = handshake.advance(self.reader.buffer(), &mut self.wire)?;
+        let met = handshake.advance(self.reader.buffer(), &mut self.words)?;
         if met.is_some() {
             self.handshake = None;
         }
@@ -85,7 +93,7 @@ impl<S: Read + Write> PeerLink<S> {
 
     /// Turns the welcome that waits into a refusal. Only right after [`PeerLink::meet`], and before anything is written.
     pub(crate) fn refuse(&mut self, code: swarmmq_protocol::error::Code, message: &str) {
-        peer::refuse(code, message, &mut self.wire);
+        peer::refuse(code, message, &mut self.words);
     }
 
     /// The next whole packet that was read. A link that waits for none holds no buffer.
@@ -113,20 +121,17 @@ impl<S: Read + Write> PeerLink<S> {
     /// Writes what the socket takes. Returns whether everything went out.
     pub(crate) fn write(&mut self, now: Instant) -> io::Result<bool> {
         loop {
+            self.wire.push(std::mem::take(&mut self.words).freeze());
             let is_all = self.wire.is_empty() && !self.fill_wire();
             // What was taken may wait in front of the socket, as records.
             let written =
-                if is_all { self.stream.flush().map(|()| 0) } else { self.stream.write(&self.wire) };
+                if is_all { self.stream.flush() } else { self.wire.write(&mut self.stream).map(|_| ()) };
             match written {
-                Ok(_) if is_all => {
-                    self.wire = BytesMut::new();
+                Ok(()) => {
                     self.blocked_since = None;
-                    return Ok(true);
-                }
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => {
-                    self.wire.advance(count);
-                    self.blocked_since = None;
+                    if is_all {
+                        return Ok(true);
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.blocked_since.get_or_insert(now);
@@ -140,7 +145,8 @@ impl<S: Read + Write> PeerLink<S> {
 
     /// Whether something waits to go out.
     pub(crate) fn has_output(&self) -> bool {
-        self.queued_bytes > 0 || !self.wire.is_empty() || self.queues.iter().any(|queue| !queue.is_empty())
+        let is_empty = self.words.is_empty() && self.wire.is_empty();
+        !is_empty || self.queues.iter().any(|queue| !queue.is_empty())
     }
 
     /// Whether writing waits for the socket.
@@ -159,12 +165,20 @@ impl<S: Read + Write> PeerLink<S> {
         if !self.is_authenticated() {
             return false;
         }
-        while self.wire.len() < WIRE_BYTES
+        let mut small = BytesMut::new();
+        while self.wire.len() + small.len() < WIRE_BYTES
             && let Some(packet) = self.queues.iter_mut().find_map(VecDeque::pop_front)
         {
             self.queued_bytes -= packet.body.len();
-            packet.encode(&mut self.wire);
+            if packet.body.len() <= COPIED_BYTES_MAX {
+                packet.encode(&mut small);
+            } else {
+                packet.encode_head(&mut small);
+                self.wire.push(small.split().freeze());
+                self.wire.push(packet.body);
+            }
         }
+        self.wire.push(small.freeze());
         !self.wire.is_empty()
     }
 }
