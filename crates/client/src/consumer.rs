@@ -59,7 +59,8 @@ pub struct SubscribeOptions {
     /// Where a new group begins; for a group that exists it must be `None`. By default the first group of an address
     /// begins at its oldest message, later ones at the end.
     pub start: Option<StartAt>,
-    /// Messages held at a time, at most: delivered and not settled. By default 256.
+    /// Messages held at a time, at most: delivered and not settled. By default 256. With 1, the next one comes only when the
+    /// settlement of the one before is committed.
     pub credit_messages: u32,
     /// Their sealed bytes; the last message may go beyond. By default 8 MiB.
     pub credit_bytes: u64,

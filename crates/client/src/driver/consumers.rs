@@ -13,7 +13,7 @@ use swarmmq_protocol::{
     envelope,
     error::Code,
     frame::{self, Answer, Deliver, LeaseLost, SettleAction, Settled, Subscribed, Unsubscribe},
-    id::{Address, ConsumerId, GroupName, KeyId},
+    id::{Address, ConsumerId, GroupName, KeyId, ShardId},
     session::consumer::{self, ConsumerConfig, Delivery, Handout, SettleResolution, SettleResult},
     time::Instant,
 };
@@ -68,6 +68,8 @@ pub(crate) struct Settlement {
 struct State {
     tag: u64,
     session: consumer::Consumer,
+    /// From where it is fed.
+    shards: Vec<ShardId>,
     address: Address,
     /// Time for a settlement.
     deadline: Duration,
@@ -189,6 +191,7 @@ impl Consumers {
         let state = State {
             tag,
             session,
+            shards: Vec::new(),
             address,
             deadline: options.deadline,
             unopened: options.unopened,
@@ -245,6 +248,17 @@ impl Consumers {
         self.states.values().all(|state| state.session.held() == 0)
     }
 
+    /// From where consumers are fed.
+    pub(super) fn shards(&self) -> impl Iterator<Item = ShardId> + '_ {
+        self.states.values().flat_map(|state| state.shards.iter().copied())
+    }
+
+    /// Whether all consumers have joined, and hold and await nothing.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.farewells.is_empty()
+            && self.states.values().all(|state| state.session.is_active() && state.session.held() == 0)
+    }
+
     pub(super) fn delivered(&mut self, number: u64, deliver: Deliver) {
         if let Some(state) = self.states.get_mut(&number) {
             state.session.deliver(self.clock.now(), deliver);
@@ -260,6 +274,7 @@ impl Consumers {
     pub(super) fn subscribed(&mut self, number: u64, request: u64, subscribed: &Subscribed) {
         if let Some(state) = self.states.get_mut(&number) {
             state.session.subscribed(request, subscribed);
+            state.shards = subscribed.shards.iter().map(|(shard, _)| *shard).collect();
         }
     }
 

@@ -9,6 +9,7 @@ mod clock;
 mod consumers;
 mod direct;
 mod elsewhere;
+mod homing;
 mod keyring;
 mod orders;
 mod producers;
@@ -41,6 +42,7 @@ use self::{
     consumers::Consumers,
     direct::{Directs, Stir},
     elsewhere::{Elsewhere, Found},
+    homing::Homing,
     keyring::Keyring,
     producers::Producers,
     questions::Questions,
@@ -114,7 +116,7 @@ struct Closing {
 enum Served {
     /// It broke.
     Broken,
-    /// It is silent, and there is another, to another node.
+    /// There is a better one, to another node.
     Moved(Box<(Connection, ClientReady)>),
     /// The program wants no more.
     Done,
@@ -134,6 +136,7 @@ pub(crate) struct Driver {
     doors: Vec<(NodeId, String)>,
     direct: Directs,
     elsewhere: Elsewhere,
+    homing: Homing,
     patience: Patience,
     clock: Clock,
     tags: Tags,
@@ -163,6 +166,7 @@ impl Driver {
             doors: Vec::new(),
             direct: Directs::new(),
             elsewhere: Elsewhere::new(),
+            homing: Homing::new(),
             patience: Patience::default(),
             tags: Tags::default(),
             producers: Producers::new(clock, &options, tags::ORDERS),
@@ -220,6 +224,7 @@ impl Driver {
                         }
                         let served = self.serve(connection).await;
                         self.elsewhere.stop();
+                        self.homing.stop();
                         match served {
                             Served::Done => return,
                             Served::Broken => {}
@@ -321,6 +326,7 @@ impl Driver {
         let window = (welcome.publish_window_messages, welcome.publish_window_bytes);
         self.home = Some(ready.node);
         self.direct.home(self.home);
+        self.homing.connected(ready.node);
         self.producers.welcomed(welcome.shard_count);
         self.producers.connected(Way::Home, window);
         self.consumers.connected();
@@ -369,6 +375,9 @@ impl Driver {
                 Verdict::Silent => self.seek_elsewhere(connection.server()),
                 Verdict::Fine | Verdict::Ask => {}
             }
+            if let Some(home) = self.better_home(&connection) {
+                return Served::Moved(home);
+            }
             let asked = connection.out.len();
             self.questions.pump(self.clock.now(), &mut connection.out);
             self.pump_producers(&mut connection.out);
@@ -401,12 +410,31 @@ impl Driver {
                         return Served::Moved(home);
                     }
                 }
+                found = self.homing.found() => {
+                    let found = found.and_then(|home| self.same_cluster(home));
+                    self.homing.keep(self.clock.now(), found);
+                }
                 stir = self.direct.stirs() => self.stirred(stir),
                 command = self.inbox.recv(), if !self.abandoned => self.take_commands(command),
                 looked = self.keyring.looked() => self.looked(looked),
                 () = tokio::time::sleep_until(wake) => {}
             }
         }
+    }
+
+    /// Another home, where that is better for consumers and a move costs nobody anything: nothing is held, nothing
+    /// waits for an answer.
+    fn better_home(&mut self, home: &Connection) -> Option<Box<(Connection, ClientReady)>> {
+        if !self.options.direct || self.closing.is_some() {
+            return None;
+        }
+        self.homing.steer(self.clock, self.consumers.shards(), &self.doors, &self.access);
+        let is_at_rest = self.homing.is_waiting()
+            && self.consumers.is_at_rest()
+            && self.questions.is_idle()
+            && self.producers.is_drained(Way::Home)
+            && !home.has_output();
+        is_at_rest.then(|| self.homing.take(self.clock.now())).flatten()
     }
 
     /// Hands out messages. Where one needs a key that is not here, the keyring's file is looked at.
@@ -486,6 +514,7 @@ impl Driver {
     /// Who leads what, and where.
     fn learned(&mut self, leaders: &Leaders) {
         self.direct.learned(leaders);
+        self.homing.learned(&leaders.shards);
         self.producers.learned(&leaders.shards, &leaders.routing);
         self.doors.retain(|door| leaders.nodes.contains(door));
         let new = leaders.nodes.iter().filter(|door| !self.doors.contains(door)).cloned().collect();
@@ -544,6 +573,7 @@ impl Driver {
             self.consumers.next_wake(),
             self.questions.next_wake(),
             self.direct.next_step(),
+            self.homing.next_wake(),
         ];
         let next = wakes.into_iter().flatten().min().map(|at| self.clock.at(at));
         let others = [self.direct.next_wake(self.direct_bounds()), self.keyring.next_wake()];

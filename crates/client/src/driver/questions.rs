@@ -151,6 +151,11 @@ impl Questions {
         self.opener.take_keyring(keyring);
     }
 
+    /// Whether nobody waits for an answer.
+    pub(super) fn is_idle(&self) -> bool {
+        self.asked.is_empty()
+    }
+
     pub(super) fn ask(&mut self, question: Question, until: Instant) {
         self.asked.insert(self.next_request, Asked { question, until, sent: false, again: None });
         self.unsent.push_back(self.next_request);

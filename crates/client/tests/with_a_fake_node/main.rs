@@ -6,5 +6,6 @@ mod consuming;
 mod fake;
 mod keys;
 mod leading;
+mod moving;
 mod producing;
 mod silent;

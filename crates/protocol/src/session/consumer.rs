@@ -171,6 +171,8 @@ struct Message {
     bytes: u64,
     expires_at: Instant,
     stage: Stage,
+    /// Its credit was given back before its settlement is known to be committed.
+    is_ahead: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,6 +205,9 @@ pub struct Consumer {
     next_request: u64,
     owed_messages: u32,
     owed_bytes: u64,
+    /// Of messages whose credit was given back ahead.
+    ahead_messages: u32,
+    ahead_bytes: u64,
     resolutions: Vec<SettleResolution>,
     refusal: Option<Refusal>,
     closing: bool,
@@ -253,6 +258,8 @@ impl Consumer {
             next_request,
             owed_messages: 0,
             owed_bytes: 0,
+            ahead_messages: 0,
+            ahead_bytes: 0,
             resolutions: Vec::new(),
             refusal: None,
             closing: false,
@@ -331,6 +338,7 @@ impl Consumer {
             {
                 message.stage = Stage::settling(ticket, action, reason);
                 self.queue.push_back(id);
+                self.go_ahead(id);
             }
             _ => self.resolutions.push(SettleResolution { ticket, result: SettleResult::LeaseLost }),
         }
@@ -410,8 +418,8 @@ impl Consumer {
             .iter()
             .map(|(id, message)| Held { shard: id.shard, offset: id.offset, attempt: message.attempt })
             .collect();
-        let held_messages = self.held.len() as u32;
-        let held_bytes: u64 = self.held.values().map(|message| message.bytes).sum();
+        let held_messages = self.held.len() as u32 - self.ahead_messages;
+        let held_bytes = self.held.values().map(|message| message.bytes).sum::<u64>() - self.ahead_bytes;
         let subscribe = Subscribe {
             subscription: self.config.subscription,
             consumer: self.config.consumer,
@@ -508,14 +516,12 @@ impl Consumer {
         }
     }
 
-    /// Gives credit back in large steps: when half of it was used up and settled.
+    /// Gives credit back in large steps: when a quarter of it was used up and settled.
     fn replenish(&mut self, out: &mut BytesMut) {
-        if self.closing {
-            return;
-        }
-        let due = self.owed_messages > 0
-            && (self.owed_messages * 2 >= self.config.credit_messages
-                || self.owed_bytes * 2 >= self.config.credit_bytes);
+        let due = !self.closing
+            && self.owed_messages > 0
+            && (self.owed_messages * 4 >= self.config.credit_messages
+                || self.owed_bytes * 4 >= self.config.credit_bytes);
         if due {
             let credit = Credit {
                 subscription: self.config.subscription,
@@ -531,6 +537,34 @@ impl Consumer {
         self.owed_bytes += bytes;
     }
 
+    /// What the application is done with makes room for the next message before its settlement is committed, or credit would
+    /// bound the rate by how long commits take. Nearly as much again as the credit may be under way like that; who has room
+    /// for one gets the next only when the one before is settled for good.
+    fn go_ahead(&mut self, id: DeliveryId) {
+        let Some(message) = self.held.get_mut(&id).filter(|message| !message.is_ahead) else { return };
+        let bytes = message.bytes;
+        let fits = self.ahead_messages + 1 < self.config.credit_messages
+            && self.ahead_bytes.saturating_add(bytes) <= self.config.credit_bytes;
+        if fits {
+            message.is_ahead = true;
+            self.ahead_messages += 1;
+            self.ahead_bytes += bytes;
+            self.owe(bytes);
+        }
+    }
+
+    /// A message is held no more, and uses no credit.
+    fn forget(&mut self, id: DeliveryId) -> Option<Message> {
+        let message = self.held.remove(&id)?;
+        if message.is_ahead {
+            self.ahead_messages -= 1;
+            self.ahead_bytes -= message.bytes;
+        } else {
+            self.owe(message.bytes);
+        }
+        Some(message)
+    }
+
     /// Takes messages. Those that are held already are not handed out again.
     pub fn deliver(&mut self, now: Instant, frame: Deliver) {
         for item in frame.items {
@@ -540,7 +574,8 @@ impl Consumer {
             self.lease = self.lease.max(item.lease);
             // The pause so far may be the share of a longer lease.
             self.next_look = self.next_look.min(now + item.lease / EXTEND_LOOK_SHARE);
-            let is_held = self.held.contains_key(&id);
+            let known = self.held.get(&id);
+            let (is_held, is_ahead) = (known.is_some(), known.is_some_and(|message| message.is_ahead));
             if is_held {
                 self.owe(bytes);
             }
@@ -576,6 +611,7 @@ impl Consumer {
                     bytes,
                     expires_at,
                     stage,
+                    is_ahead,
                 },
             );
         }
@@ -633,8 +669,7 @@ impl Consumer {
 
     /// A lease ended without us.
     fn lose(&mut self, id: DeliveryId) {
-        let Some(message) = self.held.remove(&id) else { return };
-        self.owe(message.bytes);
+        let Some(message) = self.forget(id) else { return };
         match message.stage {
             Stage::Buffered => self.ready.retain(|delivery| delivery.id != id),
             Stage::WithApplication => {}
@@ -702,9 +737,8 @@ impl Consumer {
                     (true, true) => SettleResult::Unknown,
                     (true, false) => SettleResult::LeaseLost,
                 };
-                let (ticket, bytes) = (*ticket, message.bytes);
-                self.held.remove(&id);
-                self.owe(bytes);
+                let ticket = *ticket;
+                self.forget(id);
                 self.resolve(ticket, result);
             } else if outcome == Outcome::Failed && code == Code::NotAllowed.number() && !*unsure {
                 let ticket = *ticket;

@@ -177,7 +177,10 @@ impl Pair {
                 frame => self.up.push_back(frame),
             }
         }
-        assert!(self.rig.session.held() <= 4, "more is held than there was credit");
+        assert!(
+            self.rig.session.held() <= 4 + 3,
+            "more is held than credit and what may go ahead of commits"
+        );
     }
 
     fn acknowledge(&mut self) {

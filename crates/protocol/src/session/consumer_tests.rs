@@ -364,7 +364,9 @@ fn what_is_held_is_not_handed_out_again_and_is_settled_under_its_newest_lease() 
     rig.step(Input::DeliverAs { term: 6, lease: LEASE, items: &[(1, 2), (2, 2)] });
     assert_eq!(rig.step(Input::Take), [Out::Handed(2, 1)]);
     assert_eq!(rig.session.held(), 2);
-    assert_settles(&rig.step(Input::Settle(1, Ack, 70)), &[(1, 6, 2, Ack)]);
+    let mut out = rig.step(Input::Settle(1, Ack, 70));
+    assert_eq!(out.pop(), Some(Out::Credit(3, 300)), "of two that came again, and of one that is done");
+    assert_settles(&out, &[(1, 6, 2, Ack)]);
 }
 
 #[test]
@@ -395,7 +397,9 @@ fn settlements_at_hand_go_together_in_their_order_and_bounded() {
         rig.session.settle(handout(offset, Attempt(1)), Ack, String::new(), ticket);
     }
     let out = rig.step(Input::Wait(millis(0)));
-    let [Out::Settle { items, .. }, Out::Settle { items: rest, .. }] = &out[..] else { panic!("{out:?}") };
+    let [Out::Settle { items, .. }, Out::Settle { items: rest, .. }, Out::Credit(..)] = &out[..] else {
+        panic!("{} frames", out.len());
+    };
     assert!(items.iter().map(|(offset, ..)| *offset).eq((1..count).rev()));
     assert_eq!(rest, &[(0, 5, 1, Ack)]);
 }
@@ -516,7 +520,8 @@ fn after_a_reconnect_everything_held_is_named_and_goes_on_in_the_new_term() {
     rig.step(Input::Disconnect);
     assert_eq!((rig.session.is_active(), rig.session.held()), (false, 3));
     let out = rig.step(Input::Connect);
-    let [Out::Subscribe { request, held, credit: 7, start: None }] = &out[..] else { panic!("{out:?}") };
+    // What the application is done with takes no room: it holds two of ten.
+    let [Out::Subscribe { request, held, credit: 8, start: None }] = &out[..] else { panic!("{out:?}") };
     assert_eq!(held, &[(1, 1), (2, 1), (3, 2)]);
     assert_settles(&rig.step(Input::Subscribed(*request, 6, &[])), &[(2, 6, 1, Ack)]);
     assert_eq!(rig.step(Input::Take), [Out::Handed(3, 2)], "what waited is handed out as before");
@@ -531,10 +536,10 @@ fn what_was_lost_meanwhile_is_told_and_its_credit_comes_back() {
     rig.step(Input::Disconnect);
     assert_eq!(rig.step(Input::Settle(2, Ack, 71)), []);
     let subscribe = rig.step(Input::Connect);
-    assert!(matches!(subscribe[..], [Out::Subscribe { credit: 5, .. }]), "{subscribe:?}");
+    assert!(matches!(subscribe[..], [Out::Subscribe { credit: 7, .. }]), "{subscribe:?}");
     let out = rig.step(Input::Subscribed(request(&subscribe), 6, &[1, 2, 3, 4, 5]));
     let told = [Out::Told(70, SettleResult::Unknown), Out::Told(71, SettleResult::LeaseLost)];
-    assert_eq!(out, [vec![Out::Credit(5, 500)], told.to_vec()].concat());
+    assert_eq!(out, [vec![Out::Credit(3, 300)], told.to_vec()].concat());
     assert_eq!(rig.step(Input::Take), []);
 }
 
@@ -746,21 +751,34 @@ fn credit_goes_back_in_large_steps() {
         rig.step(Input::Take);
         let mut credit = Vec::new();
         for offset in 0..7 {
-            let out = rig.step(Input::Settle(offset, Ack, offset));
-            let out = rig.step(Input::Fates(request(&out), &[(1, Done, None)]));
-            credit.extend(
-                out.into_iter().filter(|out| matches!(out, Out::Credit(..))).map(|out| (offset, out)),
-            );
+            let sent = rig.step(Input::Settle(offset, Ack, offset));
+            let settled = rig.step(Input::Fates(request(&sent), &[(1, Done, None)]));
+            for (when, out) in [("sent", sent), ("settled", settled)] {
+                let given = out.into_iter().filter(|out| matches!(out, Out::Credit(..)));
+                credit.extend(given.map(|out| (offset, when, out)));
+            }
         }
         credit
     };
-    assert_eq!(settle_all(10, 1 << 20), [(4, Out::Credit(5, 500))], "half of the messages");
-    assert_eq!(
-        settle_all(1000, 600),
-        [(2, Out::Credit(3, 300)), (5, Out::Credit(3, 300))],
-        "half of the bytes"
-    );
-    assert_eq!(settle_all(1, 100).len(), 7, "one at a time");
+    let quarters = [(2, "sent", Out::Credit(3, 300)), (5, "sent", Out::Credit(3, 300))];
+    assert_eq!(settle_all(10, 1 << 20), quarters, "a quarter of the messages");
+    assert_eq!(settle_all(1000, 1200), quarters, "a quarter of the bytes");
+    let one_by_one: Vec<_> = (0..7).map(|offset| (offset, "settled", Out::Credit(1, 100))).collect();
+    assert_eq!(settle_all(1, 100), one_by_one, "the next only when the one before is settled for good");
+}
+
+#[test]
+fn settlements_that_nobody_answers_make_room_for_less_than_the_credit_again() {
+    let mut rig = Rig::holding(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+    let given =
+        |out: Vec<Out>| out.iter().map(|out| if let Out::Credit(n, _) = out { *n } else { 0 }).sum::<u32>();
+    let first: u32 = (1..=10).map(|offset| given(rig.step(Input::Settle(offset, Ack, offset)))).sum();
+    assert_eq!(first, 9);
+    let more: Vec<(u64, u32)> = (11..20).map(|offset| (offset, 1)).collect();
+    rig.step(Input::Deliver(&more));
+    rig.step(Input::Take);
+    let second: u32 = (11..20).map(|offset| given(rig.step(Input::Settle(offset, Ack, offset)))).sum();
+    assert_eq!((second, rig.session.held()), (0, 19));
 }
 
 #[test]

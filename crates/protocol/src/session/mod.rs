@@ -4,6 +4,7 @@ pub mod consumer;
 pub mod direct;
 pub mod guard;
 pub mod handshake;
+pub mod home;
 mod lane;
 pub mod peer;
 pub mod producer;
