@@ -9,6 +9,7 @@
 mod attack;
 mod bars;
 mod chaos;
+mod instructions;
 mod lab;
 mod step;
 mod tidy;
@@ -34,6 +35,7 @@ commands:
   lab ARGS    cuts, slows and isolates real nodes in network namespaces, under load; as root
   attack ARGS hostile clients and networks against real nodes of a release build
   fuzz ARGS   hostile bytes against every decoder, hostile histories against a node, e.g. `cargo x fuzz --seconds 60`
+  instructions  counts the instructions of hot paths with valgrind, and compares; `--record` keeps the counts
   bars ARGS   measures a release build on this machine against its bars; minutes, by hand
 ";
 
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         ["tidy"] => step::tidy(),
         ["sim", rest @ ..] => step::simulate(rest),
         ["masks", rest @ ..] => step::masks(rest),
+        ["instructions", rest @ ..] => instructions::run(rest),
         ["chaos", "--help" | "-h"] => {
             print!("{}", chaos::USAGE);
             ExitCode::SUCCESS

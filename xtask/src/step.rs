@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use crate::{lab, root, tidy};
+use crate::{instructions, lab, root, tidy};
 
 /// One command line, as a person would type it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,7 @@ pub(crate) const CHECK: &[Step] = &[
     Step("cargo x tidy"),
     Step("cargo x sim --seeds 150"),
     Step("cargo x masks"),
+    Step("cargo x instructions"),
     Step("cargo x fuzz --seconds 1"),
     Step("cargo x lab --fault cut --seconds 12"),
 ];
@@ -54,6 +55,7 @@ fn run(step: Step) -> ExitCode {
         ["cargo", "x", "tidy"] => tidy(),
         ["cargo", "x", "sim", rest @ ..] => simulate(rest),
         ["cargo", "x", "masks", rest @ ..] => masks(rest),
+        ["cargo", "x", "instructions", rest @ ..] => instructions::run(rest),
         ["cargo", "x", "fuzz", rest @ ..] => fuzz(rest),
         ["cargo", "x", "lab", rest @ ..] => lab::run(rest),
         ["cargo", rest @ ..] => cargo(rest),
@@ -92,10 +94,15 @@ pub(crate) fn masks(arguments: &[&str]) -> ExitCode {
     simulate(&words)
 }
 
+/// Where builds lie.
+pub(crate) fn target() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    root().join(target)
+}
+
 /// Runs the fuzzer, which is a workspace of its own, and ends as it ends. Builds are shared with the product's.
 pub(crate) fn fuzz(arguments: &[&str]) -> ExitCode {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let target = root().join(target).to_string_lossy().into_owned();
+    let target = target().to_string_lossy().into_owned();
     let mut words = vec!["run", "--release", "--quiet", "--locked", "--manifest-path", "fuzz/Cargo.toml"];
     words.extend(["--target-dir", &target, "--"]);
     words.extend(arguments);

@@ -17,7 +17,7 @@ use swarmmq_sim::{
 };
 
 const USAGE: &str = "\
-usage: sim [--seeds N] [--seed S] [--jobs J] [--bug NAME] [--standard] [--trace]
+usage: sim [--seeds N] [--seed S] [--jobs J] [--bug NAME] [--standard|--busy] [--trace]
        sim --masks [--mask M] [--settled] [--jobs J]
 
   --seeds N    run N seeds (default 100; 1 if --seed is given alone), every scenario, and hunt every planted bug
@@ -25,6 +25,7 @@ usage: sim [--seeds N] [--seed S] [--jobs J] [--bug NAME] [--standard] [--trace]
   --jobs J     seeds at a time (default: the number of processors)
   --bug NAME   plant this bug in every seed; the run then should fail
   --standard   only the standard mix, for comparable speeds: 5 nodes, 16 shards, 50 messages a second, faults on
+  --busy       only a calm network with producers and consumers, for counting instructions
   --trace      print every step; for a single seed
   --masks      every set of links of five nodes: who must be served then is, and nobody else
   --settled    leave leaders time to settle before the cut, and count whose leader changed
@@ -39,6 +40,7 @@ struct Options {
     jobs: usize,
     bug: Option<Bug>,
     standard: bool,
+    busy: bool,
     trace: bool,
     masks: bool,
     settled: bool,
@@ -63,7 +65,7 @@ fn main() -> ExitCode {
     }
     let mut score = Score::default();
     seeds(&options, &mut score);
-    if !options.single && options.bug.is_none() && !options.standard {
+    if !options.single && options.bug.is_none() && !options.standard && !options.busy {
         scenarios(&mut score);
         hunts(options.jobs, &mut score);
     }
@@ -74,7 +76,7 @@ fn main() -> ExitCode {
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
     let (mut seed, mut seeds, mut bug, mut standard, mut trace) = (None, None, None, false, false);
-    let (mut masks, mut mask, mut settled) = (false, None, false);
+    let (mut masks, mut mask, mut settled, mut busy) = (false, None, false, false);
     let mut jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     while let Some(argument) = arguments.next() {
         let mut number = || -> Result<u64, String> {
@@ -92,6 +94,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
                 bug = Some(*known.ok_or_else(|| format!("no bug {name:?}; there are {}", names()))?);
             }
             "--standard" => standard = true,
+            "--busy" => busy = true,
             "--trace" => trace = true,
             "--masks" => masks = true,
             "--settled" => settled = true,
@@ -104,7 +107,19 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
         return Err("--trace goes with --seed S alone".to_owned());
     }
     let count = seeds.unwrap_or(if single { 1 } else { 100 });
-    Ok(Options { first: seed.unwrap_or(1), count, single, jobs, bug, standard, trace, masks, settled, mask })
+    Ok(Options {
+        first: seed.unwrap_or(1),
+        count,
+        single,
+        jobs,
+        bug,
+        standard,
+        busy,
+        trace,
+        masks,
+        settled,
+        mask,
+    })
 }
 
 /// What all runs add up to.
@@ -224,6 +239,7 @@ fn seeds(options: &Options, score: &mut Score) {
         let plan = match options.bug {
             Some(bug) if !options.standard => scenario::hunting(bug, seed),
             _ if options.standard => Plan::standard(seed, bugs),
+            _ if options.busy => Plan::busy(seed),
             _ => Plan::new(seed, bugs),
         };
         run(plan, options.trace)

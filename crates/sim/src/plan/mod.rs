@@ -176,6 +176,14 @@ impl Plan {
             .refaulted()
     }
 
+    /// Five machines, four shards, and nothing that goes wrong, with producers and consumers: what instructions are counted
+    /// with.
+    pub fn busy(seed: u64) -> Self {
+        let Self { addresses, consumers, .. } = Self::new(seed, Bugs::NONE);
+        let plan = Self::calm(seed);
+        Self { addresses, consumers, producers: 3, direct: 2, datagram_loss_permille: 0, ..plan }
+    }
+
     /// Five machines, four shards, one address, and nothing that goes wrong: for masks.
     pub fn calm(seed: u64) -> Self {
         let plan = Self::new(seed, Bugs::NONE).with_hosts(5);
