@@ -48,6 +48,9 @@ const REPORT_PAUSE: Duration = Duration::from_secs(1);
 const READY_PAUSE: Duration = Duration::from_millis(20);
 /// Time for a connection that is being closed to take its last bytes.
 const LEAVE_TIME_MAX: Duration = Duration::from_secs(5);
+/// Connections taken, and strangers sent away, before others get their turn: thousands may come or go together, and each
+/// costs some 20 us.
+const STRANGERS_PER_TURN: usize = 16;
 /// Bytes taken from all connections before the node decides: bounds memory and the wait of whoever came first.
 const BURST_BYTES_MAX: usize = 32 << 20;
 const SCRATCH_BYTES: usize = 256 << 10;
@@ -113,6 +116,7 @@ pub(crate) fn run(
         certificates,
         failures: Failures::default(),
         listener,
+        has_queue: false,
         peers,
         gossip,
         disk,
@@ -178,6 +182,8 @@ struct Worker<'a> {
     failures: Failures,
     /// Gone when draining: whoever tries then is refused at once and goes elsewhere. Never there without the role.
     listener: Option<Listener>,
+    /// There may be connections that were not taken for want of a turn.
+    has_queue: bool,
     /// Up until the node has drained: others take over what it leads.
     peers: Peers,
     gossip: Gossip,
@@ -229,7 +235,7 @@ impl Worker<'_> {
             }
             for event in &events {
                 match event.token() {
-                    LISTENER => self.accept(now),
+                    LISTENER => self.has_queue = true,
                     NEWS => {}
                     GOSSIP => self.gossip.wake(),
                     Token(token) if token >= peers::FIRST_TOKEN => {
@@ -239,7 +245,9 @@ impl Worker<'_> {
                 }
             }
             self.gossip.receive(|bytes| self.node.handle(now, Input::Datagram { bytes }));
-            if self.listener.as_ref().and_then(Listener::retry_at).is_some_and(|at| at <= now.monotonic) {
+            let is_due =
+                self.listener.as_ref().and_then(Listener::retry_at).is_some_and(|at| at <= now.monotonic);
+            if is_due || self.has_queue {
                 self.accept(now);
             }
             self.send_away(now);
@@ -265,7 +273,7 @@ impl Worker<'_> {
     }
 
     fn timeout(&self, now: Now) -> Duration {
-        if !self.unread.is_empty() || self.gossip.has_more() {
+        if !self.unread.is_empty() || self.gossip.has_more() || self.has_queue {
             return Duration::ZERO;
         }
         let wake = [
@@ -294,7 +302,12 @@ impl Worker<'_> {
     }
 
     fn accept(&mut self, now: Now) {
-        while let Some(mut stream) = self.listener.as_mut().and_then(|door| door.accept(now.monotonic)) {
+        self.has_queue = true;
+        for _ in 0..STRANGERS_PER_TURN {
+            let Some(mut stream) = self.listener.as_mut().and_then(|door| door.accept(now.monotonic)) else {
+                self.has_queue = false;
+                return;
+            };
             if self.links.len() >= CONNECTIONS_MAX {
                 self.timings.connections_shed += 1;
                 continue;
@@ -482,11 +495,15 @@ impl Worker<'_> {
 
     /// Whoever has not authenticated in time, or does not take its last bytes, is closed without a word.
     fn send_away(&mut self, now: Now) {
+        // Whoever authenticated in time is only forgotten.
+        let mut turns = STRANGERS_PER_TURN;
         while let Some((at, connection)) = self.strangers.front().copied()
             && at <= now.monotonic
+            && turns > 0
         {
             self.strangers.pop_front();
             if self.links.get(&connection).is_some_and(|link| !link.is_authenticated()) {
+                turns -= 1;
                 self.close(now, connection);
             }
         }
