@@ -96,8 +96,9 @@ pub struct Options {
     /// asked whether it is there. Where there is another node, nodes are asked sooner, and one that does not answer is left
     /// after 0.6 s in all if that other node takes the client, or later if that has lately proved too soon.
     pub silence_max: Duration,
-    /// Ask the cluster who leads what, send messages to leaders directly where they can be reached, and fall back to any node
-    /// that the cluster names. By default true; otherwise everything goes by way of one of `servers`.
+    /// Ask the cluster who leads what, send messages to leaders directly where they can be reached, be at home with the node
+    /// that leads what is consumed, and fall back to any node that the cluster names. By default true; otherwise everything
+    /// goes by way of one of `servers`.
     pub direct: bool,
     /// How often the file is looked at that the keyring was loaded from, by default every second; `None`: only when the program
     /// says so, with [`SwarmMq::reload_keyring`]. A keyring from elsewhere has no file.

@@ -7,8 +7,7 @@ use swarmmq_protocol::{
 };
 
 use super::{
-    READ_AHEAD_BYTES, RECORD_SNAPSHOT, SNAPSHOT_HEAD_BYTES, SNAPSHOT_PART_BYTES, Shard, Work, cache,
-    replication, rotten,
+    RECORD_SNAPSHOT, SNAPSHOT_HEAD_BYTES, SNAPSHOT_PART_BYTES, Shard, Work, cache, replication, rotten,
 };
 use crate::log::{Position, Writer};
 
@@ -141,7 +140,7 @@ impl Shard {
             cache::Fetched::Missing => {
                 if self.reading.is_none() {
                     self.reading = Some(place);
-                    work.reads.push((place, length.max(READ_AHEAD_BYTES)));
+                    work.reads.push((place, self.cache.read_ahead(place, length)));
                 }
                 None
             }

@@ -69,8 +69,6 @@ pub const ENTRY_BYTES_MAX: usize = 1 << 20;
 const SNAPSHOT_PART_BYTES: usize = 4 << 20;
 /// Bytes before the state in each of these records: which part of how many, hard state.
 const SNAPSHOT_HEAD_BYTES: usize = 32;
-/// Bytes read at once for a backlog.
-const READ_AHEAD_BYTES: u32 = 256 << 10;
 /// Pause between looks for messages that are old enough to go.
 const AGING_MILLIS: u64 = 1000;
 /// Pause between looks for producers to forget.
@@ -549,7 +547,7 @@ impl Shard {
         for (place, length) in needs.reads {
             if self.reading.is_none() {
                 self.reading = Some(place);
-                work.reads.push((place, length.max(READ_AHEAD_BYTES)));
+                work.reads.push((place, self.cache.read_ahead(place, length)));
             }
         }
         if let Some((address, offset)) = needs.rotten.into_iter().next() {
