@@ -37,24 +37,18 @@ pub(crate) fn segment_name(sequence: u32) -> String {
     format!("{sequence:08x}.seg")
 }
 
-/// A segment that is open.
-#[derive(Debug)]
-struct Segment {
-    /// For reads, and for writes where there is no other way.
-    cached: File,
-    /// For writes that leave the page cache alone.
-    direct: Option<File>,
-}
-
 /// The segments of one log, as files in one directory.
 #[derive(Debug)]
 pub(crate) struct SegmentFiles {
     directory: PathBuf,
     handle: File,
     segment_bytes: u32,
-    open: BTreeMap<u32, Segment>,
+    /// For reads, for syncs, and for writes where there is no other way.
+    open: BTreeMap<u32, File>,
     /// None where the file system knows no direct writes.
     direct: Option<Direct>,
+    /// The segment that was written last, open for writes that leave the page cache alone.
+    past_cache: Option<(u32, File)>,
     spares: Vec<PathBuf>,
     next_spare: u64,
     /// The log has gone over to a new segment since the start: it grows, so the next file is wanted soon.
@@ -84,6 +78,7 @@ impl SegmentFiles {
             open: BTreeMap::new(),
             // A last block that reaches beyond the segment would make the file longer than others expect.
             direct: segment_bytes.is_multiple_of(direct::BLOCK as u32).then(Direct::new),
+            past_cache: None,
             spares: Vec::new(),
             next_spare: 0,
             grows: false,
@@ -96,10 +91,9 @@ impl SegmentFiles {
             if let Some(sequence) =
                 name.strip_suffix(".seg").and_then(|hex| u32::from_str_radix(hex, 16).ok())
             {
-                let cached = OpenOptions::new().read(true).write(true).open(&path)?;
-                cached.sync_data()?;
-                let segment = files.segment(&path, cached)?;
-                files.open.insert(sequence, segment);
+                let file = OpenOptions::new().read(true).write(true).open(&path)?;
+                file.sync_data()?;
+                files.open.insert(sequence, file);
             } else if let Some(number) =
                 name.strip_prefix("spare-").and_then(|number| number.parse::<u64>().ok())
             {
@@ -155,11 +149,10 @@ impl SegmentFiles {
 
     /// Reads exactly these bytes of a segment.
     pub(crate) fn read_at(&self, position: Position, length: u32) -> Result<Bytes, String> {
-        let file = &self
+        let file = self
             .open
             .get(&position.segment)
-            .ok_or_else(|| format!("segment {} is gone", position.segment))?
-            .cached;
+            .ok_or_else(|| format!("segment {} is gone", position.segment))?;
         let mut bytes = vec![0; length as usize];
         file.read_exact_at(&mut bytes, u64::from(position.offset))
             .map_err(|error| format!("{length} bytes at {position:?}: {error}"))?;
@@ -177,7 +170,7 @@ impl SegmentFiles {
             self.write(write)?;
         }
         for write in &append.writes {
-            self.open[&write.segment].cached.sync_data()?;
+            self.open[&write.segment].sync_data()?;
         }
         if made {
             self.handle.sync_all()?;
@@ -187,9 +180,10 @@ impl SegmentFiles {
 
     fn write(&mut self, write: &SegmentWrite) -> io::Result<()> {
         let SegmentWrite { segment, offset, bytes, .. } = write;
+        self.open_past_cache(*segment)?;
         let file = self.open.get(segment).ok_or_else(|| io::Error::other("the segment has no file"))?;
-        if let (Some(direct), Some(past_cache)) = (&mut self.direct, &file.direct) {
-            match direct.write(past_cache, &file.cached, *segment, *offset, bytes) {
+        if let (Some(direct), Some((_, past_cache))) = (&mut self.direct, &self.past_cache) {
+            match direct.write(past_cache, file, *segment, *offset, bytes) {
                 Err(error) if direct::is_unknown(&error) => {
                     tracing::warn!(%error, "this disk takes no direct writes: the log goes by way of the page cache");
                     self.direct = None;
@@ -197,16 +191,21 @@ impl SegmentFiles {
                 done => return done,
             }
         }
-        file.cached.write_all_at(bytes, u64::from(*offset))
+        file.write_all_at(bytes, u64::from(*offset))
     }
 
-    /// An open file as a segment.
-    fn segment(&mut self, path: &Path, cached: File) -> io::Result<Segment> {
-        let direct = if self.direct.is_some() { Direct::open(path)? } else { None };
-        if direct.is_none() && self.direct.take().is_some() {
-            tracing::info!("this file system knows no direct writes: the log goes by way of the page cache");
+    /// Opens `segment` for direct writes, if it is not and such are known here.
+    fn open_past_cache(&mut self, segment: u32) -> io::Result<()> {
+        if self.direct.is_none() || self.past_cache.as_ref().is_some_and(|(open, _)| *open == segment) {
+            return Ok(());
         }
-        Ok(Segment { cached, direct })
+        self.past_cache =
+            Direct::open(&self.directory.join(segment_name(segment)))?.map(|file| (segment, file));
+        if self.past_cache.is_none() {
+            tracing::info!("this file system knows no direct writes: the log goes by way of the page cache");
+            self.direct = None;
+        }
+        Ok(())
     }
 
     /// A file for a new segment: a prepared one, a fresh one, and on a full disk the one held back.
@@ -225,8 +224,7 @@ impl SegmentFiles {
             self.take_spare(&path)?
         };
         self.grows |= sequence > 1;
-        let segment = self.segment(&path, file)?;
-        self.open.insert(sequence, segment);
+        self.open.insert(sequence, file);
         Ok(())
     }
 
