@@ -92,7 +92,7 @@ fn count() -> Result<BTreeMap<&'static str, u64>, String> {
     let table = String::from_utf8_lossy(&annotated.stdout);
     let mut counted = BTreeMap::new();
     for (path, function) in PATHS {
-        // A function that was inlined here and there has several lines, and the one that is not inside itself is the longest.
+        // A function has a line for each file that was inlined into it; the largest number is of all of it.
         let most = table.lines().filter_map(|line| instructions(line, function)).max();
         let most =
             most.ok_or_else(|| format!("{function} is not in the profile: name another for {path:?}"))?;

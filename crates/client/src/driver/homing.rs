@@ -48,8 +48,14 @@ impl Homing {
         self.leaders = leaders.to_vec();
     }
 
+    /// There is no home, or it is not to move any more: nothing is due until there is another.
+    pub(super) fn lost(&mut self) {
+        self.decides.lost();
+        self.stop();
+    }
+
     /// No move is under way any more.
-    pub(super) fn stop(&mut self) {
+    fn stop(&mut self) {
         self.attempt = JoinSet::new();
         self.target = None;
         self.waiting = None;
@@ -68,7 +74,12 @@ impl Homing {
             self.failed(now);
         }
         let leaders = shards.map(|shard| self.leaders.get(shard.0 as usize).copied().flatten());
-        let Some(node) = self.decides.look(now, leaders).filter(|_| self.target.is_none()) else { return };
+        let due = self.decides.look(now, leaders);
+        if self.target.is_some() && self.target != self.decides.best() {
+            // The lead has moved on meanwhile.
+            self.stop();
+        }
+        let Some(node) = due.filter(|_| self.target.is_none()) else { return };
         let Some((_, door)) = doors.iter().find(|(known, _)| *known == node) else {
             self.decides.failed(now);
             return;

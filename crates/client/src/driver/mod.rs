@@ -224,7 +224,7 @@ impl Driver {
                         }
                         let served = self.serve(connection).await;
                         self.elsewhere.stop();
-                        self.homing.stop();
+                        self.homing.lost();
                         match served {
                             Served::Done => return,
                             Served::Broken => {}
@@ -696,6 +696,7 @@ impl Driver {
     fn begin_close(&mut self, done: Option<oneshot::Sender<()>>) {
         self.producers.close_all();
         self.consumers.close_all();
+        self.homing.lost();
         let until = after(self.options.close_timeout);
         self.closing.get_or_insert_with(|| Closing { until, done: Vec::new() }).done.extend(done);
     }

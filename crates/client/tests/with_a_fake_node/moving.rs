@@ -15,10 +15,10 @@ async fn consuming(home: &FakeNode) -> (SwarmMq, Consumer, Peer, u32) {
     (client, consumer.unwrap(), peer, subscribe.subscription)
 }
 
-async fn tell_leader(peer: &mut Peer, home: &FakeNode, leader: &FakeNode) {
+/// Node 2 is said to be where `leader` listens, and node `leads` to lead everything.
+async fn tell(peer: &mut Peer, home: &FakeNode, leader: &FakeNode, leads: NodeId) {
     let nodes = vec![(NodeId(1), home.address()), (NodeId(2), leader.address())];
-    let leaders =
-        Leaders { nodes, shards: vec![Some(NodeId(2)); SHARDS as usize], routing: Routing::default() };
+    let leaders = Leaders { nodes, shards: vec![Some(leads); SHARDS as usize], routing: Routing::default() };
     peer.send(0, &leaders).await;
 }
 
@@ -26,7 +26,7 @@ async fn tell_leader(peer: &mut Peer, home: &FakeNode, leader: &FakeNode) {
 async fn a_consumer_goes_to_the_leader_of_its_messages() {
     let (home, leader) = (FakeNode::start().await, FakeNode::start_as(NodeId(2)).await);
     let (client, mut consumer, mut peer, subscription) = consuming(&home).await;
-    tell_leader(&mut peer, &home, &leader).await;
+    tell(&mut peer, &home, &leader, NodeId(2)).await;
     let mut there = leader.accept().await;
     let again = there.subscribe(&[]).await;
     assert_eq!((again.subscription, again.held.len(), again.start), (subscription, 0, None));
@@ -43,7 +43,7 @@ async fn a_consumer_that_holds_something_stays_until_that_is_settled() {
     let (client, mut consumer, mut peer, subscription) = consuming(&home).await;
     peer.deliver(subscription, messages([0])).await;
     let received = soon(consumer.next()).await.unwrap().unwrap();
-    tell_leader(&mut peer, &home, &leader).await;
+    tell(&mut peer, &home, &leader, NodeId(2)).await;
     let mut there = leader.accept().await;
     peer.settle_down().await;
     let ack = received.ack_later();
@@ -59,10 +59,28 @@ async fn a_consumer_that_holds_something_stays_until_that_is_settled() {
 async fn another_node_under_the_leaders_address_is_no_home() {
     let (home, leader) = (FakeNode::start().await, FakeNode::start_as(NodeId(3)).await);
     let (client, mut consumer, mut peer, subscription) = consuming(&home).await;
-    tell_leader(&mut peer, &home, &leader).await;
+    tell(&mut peer, &home, &leader, NodeId(2)).await;
     let mut there = leader.accept().await;
     assert!(there.next().await.is_none(), "it is left at once");
     peer.deliver(subscription, messages([0])).await;
     soon(consumer.next()).await.unwrap().unwrap();
+    drop(client);
+}
+
+#[tokio::test]
+async fn a_lead_that_moves_on_meanwhile_is_not_followed() {
+    let (home, leader) = (FakeNode::start().await, FakeNode::start_as(NodeId(2)).await);
+    let (client, mut consumer, mut peer, subscription) = consuming(&home).await;
+    peer.deliver(subscription, messages([0])).await;
+    let received = soon(consumer.next()).await.unwrap().unwrap();
+    tell(&mut peer, &home, &leader, NodeId(2)).await;
+    let mut there = leader.accept().await;
+    tell(&mut peer, &home, &leader, NodeId(1)).await;
+    assert!(there.next().await.is_none(), "the second connection is given up");
+    let ack = received.ack_later();
+    let (request, _) = peer.asked_to_settle().await;
+    peer.settled(request, &[(Outcome::Ok, None)]).await;
+    assert_eq!(soon(ack).await, Ok(()));
+    peer.settle_down().await;
     drop(client);
 }

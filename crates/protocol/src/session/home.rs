@@ -37,6 +37,17 @@ impl Home {
         self.wish = None;
     }
 
+    /// There is no home, or it is not to move any more.
+    pub fn lost(&mut self) {
+        self.at = None;
+        self.wish = None;
+    }
+
+    /// The best node as of the latest look, if home is elsewhere.
+    pub fn best(&self) -> Option<NodeId> {
+        self.wish.map(|(node, _)| node)
+    }
+
     /// Consumers are fed from shards that are led by these, as far as known. Returns where home should move now, if
     /// anywhere: then say how that went, with [`Home::moved`] or [`Home::failed`].
     pub fn look(&mut self, now: Instant, leaders: impl Iterator<Item = Option<NodeId>>) -> Option<NodeId> {
@@ -50,7 +61,7 @@ impl Home {
         }
         let most = shares.into_iter().max_by_key(|(_, led)| *led).filter(|(_, led)| led * 2 > shards);
         let best = most.map(|(node, _)| node).filter(|node| self.at.is_some() && self.at != Some(*node));
-        if best != self.wish.map(|(node, _)| node) {
+        if best != self.best() {
             self.wish = best.map(|node| (node, now));
         }
         self.due().filter(|due| *due <= now).and(best)
@@ -124,6 +135,17 @@ mod tests {
             assert_eq!(home.look(at(millis), led_by(&[leader])), None);
         }
         assert_eq!(home.look(at(2_000), led_by(&[0])), None, "not known");
+        assert_eq!(home.next_wake(), None);
+    }
+
+    #[test]
+    fn without_a_home_nothing_is_due() {
+        let mut home = home();
+        home.look(at(0), led_by(&[2]));
+        assert_eq!((home.best(), home.next_wake()), (Some(NodeId(2)), Some(at(100))));
+        home.lost();
+        assert_eq!((home.best(), home.next_wake()), (None, None));
+        home.look(at(200), led_by(&[2]));
         assert_eq!(home.next_wake(), None);
     }
 

@@ -389,6 +389,21 @@ mod tests {
     }
 
     #[test]
+    fn appends_by_way_of_the_page_cache_and_past_it_go_on_from_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = open(&dir);
+        files.append(&write(1, 0, b"past ", true)).unwrap();
+        files.direct = None;
+        files.append(&write(1, 5, b"through ", false)).unwrap();
+        let mut files = open(&dir);
+        files.append(&write(1, 13, b"past", false)).unwrap();
+        assert_eq!(files.read_at(Position { segment: 1, offset: 0 }, 18).unwrap(), "past through past\0");
+        // Too short by half a block for the last one to be whole.
+        let odd = SegmentFiles::open(dir.path(), SEGMENT - 2048).unwrap();
+        assert!(odd.direct.is_none());
+    }
+
+    #[test]
     fn a_read_is_whole_or_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let mut files = open(&dir);
