@@ -42,6 +42,12 @@ impl Bitmap {
         let there = other.words.iter().chain(std::iter::repeat(&0));
         self.words.iter().zip(there).map(|(here, there)| u64::from((here & !there).count_ones())).sum()
     }
+
+    /// Which of these are not in `other`, from the lowest on.
+    pub(crate) fn without(&self, other: &Self) -> impl Iterator<Item = u32> {
+        let numbers = 0..self.words.len() as u32 * u64::BITS;
+        numbers.filter(|number| self.contains(*number) && !other.contains(*number))
+    }
 }
 
 /// Times that things took.

@@ -7,6 +7,9 @@ use serde::Serialize;
 use super::{CONSUMERS, PRODUCERS, worker::News};
 use crate::measure::{Bitmap, Gap, Latency, LatencyReport, millis};
 
+/// Lost messages that are told by name, at most.
+const NAMED_MAX: usize = 10;
+
 /// What the demo shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -158,6 +161,15 @@ impl Judge {
         self.missing(&self.acknowledged)
     }
 
+    /// The first of those, as `producer:sequence`.
+    pub(super) fn lost_names(&self) -> Vec<String> {
+        let pairs = self.acknowledged.iter().zip(&self.delivered).enumerate();
+        let names = pairs.flat_map(|(producer, (stored, seen))| {
+            stored.without(seen).map(move |sequence| format!("{producer}:{sequence}"))
+        });
+        names.take(NAMED_MAX).collect()
+    }
+
     /// Neither acknowledged nor delivered: a delivery resolves what the answer did not.
     pub(super) fn unknown(&self) -> u64 {
         self.missing(&self.unknown)
@@ -219,6 +231,7 @@ mod tests {
         let news = [acknowledged(0, 1, 2), acknowledged(1, 1, 2), delivered(0, false)];
         news.into_iter().for_each(|news| judge.hear(news));
         assert_eq!((judge.lost(), judge.duplicated, judge.sent()), (1, 0, 2));
+        assert_eq!(judge.lost_names(), ["1:1"]);
         [delivered(1, false), delivered(0, false)].into_iter().for_each(|news| judge.hear(news));
         assert_eq!((judge.lost(), judge.duplicated, judge.out_of_order), (0, 1, 0));
         judge.hear(News::Delivered {

@@ -86,6 +86,8 @@ struct Report {
     longest_publish_gap_ms: f64,
     longest_delivery_gap_ms: f64,
     latency_us: LatencyReport,
+    /// The first of the lost messages, as `producer:sequence`.
+    missing: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -202,6 +204,7 @@ fn play(stage: &mut Stage, events: &Sender<Event>, inbox: &Receiver<Event>) -> O
         longest_publish_gap_ms,
         longest_delivery_gap_ms,
         latency_us: judge.latency(),
+        missing: judge.lost_names(),
     })
 }
 
@@ -379,6 +382,9 @@ fn show(report: &Report) {
         "lost {}, received twice {}, out of order {}, fate unknown {}; given again and flagged {}",
         report.lost, report.duplicated, report.out_of_order, report.unknown, report.redelivered
     ));
+    if !report.missing.is_empty() {
+        say(format!("not received, as producer:sequence: {}", report.missing.join(" ")));
+    }
     let ms = |us: f64| (us / 100.0).round() / 10.0;
     say(format!(
         "from producer to consumer: p50 {} ms, p99 {} ms, max {} ms",
@@ -423,10 +429,11 @@ mod tests {
             longest_publish_gap_ms: 40.0,
             longest_delivery_gap_ms: 41.5,
             latency_us: Latency::new().report(),
+            missing: vec!["0:17".into()],
         };
         let text = serde_json::to_string(&report).unwrap();
         let expected = r#"{"verdict":"passed","nodes":5,"sent":2,"acknowledged":2,"delivered":2,"lost":0,"duplicated":0,"redelivered":0,"out_of_order":0,"unknown":0,"faults":[{"what":"kill -9 node 1","at_s":4.0,"publish_gap_ms":40.0,"delivery_gap_ms":41.5}],"seconds":10.0,"longest_publish_gap_ms":40.0,"longest_delivery_gap_ms":41.5,"latency_us":{"#;
-        assert!(text.starts_with(expected), "{text}");
+        assert!(text.starts_with(expected) && text.ends_with(r#","missing":["0:17"]}"#), "{text}");
     }
 
     #[test]

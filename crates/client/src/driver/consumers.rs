@@ -245,7 +245,7 @@ impl Consumers {
 
     /// Whether no consumer holds anything.
     pub(super) fn is_quiet(&self) -> bool {
-        self.states.values().all(|state| state.session.held() == 0)
+        self.states.values().all(|state| state.session.held().len() == 0)
     }
 
     /// From where consumers are fed.
@@ -256,7 +256,7 @@ impl Consumers {
     /// Whether all consumers have joined, and hold and await nothing.
     pub(super) fn is_at_rest(&self) -> bool {
         self.farewells.is_empty()
-            && self.states.values().all(|state| state.session.is_active() && state.session.held() == 0)
+            && self.states.values().all(|state| state.session.is_active() && state.session.held().len() == 0)
     }
 
     pub(super) fn delivered(&mut self, number: u64, deliver: Deliver) {

@@ -49,6 +49,8 @@ pub enum Bug {
     MoveUndrained,
     /// A producer forgets the copies that it sent over a direct connection that broke.
     ForgetLostCopies,
+    /// Feed a consumer by ways that it has left, and take claims that come by them.
+    HeedElders,
 }
 
 /// Every bug there is, in order.
@@ -76,6 +78,7 @@ pub const ALL: &[Bug] = &[
     Bug::KeepLeasesOverReigns,
     Bug::MoveUndrained,
     Bug::ForgetLostCopies,
+    Bug::HeedElders,
 ];
 
 /// The planted bugs of one run.

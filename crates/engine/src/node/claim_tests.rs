@@ -148,3 +148,73 @@ fn what_only_an_elder_subscription_claims_waits_like_what_nobody_claims() {
     cluster.pass(Duration::from_secs(3));
     assert_eq!(given(&mut cluster), 1);
 }
+
+/// A consumer had gone on to another node, and the one before did not know it yet: what came meanwhile went by way of that
+/// one to nobody, and nobody else got it until its lease ran out.
+#[test]
+fn a_consumer_that_has_gone_on_is_not_fed_by_the_way_it_left() {
+    let Scene { mut cluster, leader, edge, client: left, item } = held_by_way_of_another();
+    let mut sender = Sender::new(7);
+    let held = Held { shard: item.shard, offset: item.offset, attempt: item.attempt };
+    let client = cluster.connect(leader);
+    let answer = cluster.ask(client, &subscribe("a", "g", 1, 10, vec![held]));
+    assert!(matches!(&answer, Frame::Subscribed(subscribed) if subscribed.lost.is_empty()), "{answer:?}");
+    let given = |cluster: &mut Cluster, client| {
+        let items = cluster.deliveries(client).into_iter();
+        items.map(|item| item.offset.0 - held.offset.0).collect::<Vec<_>>()
+    };
+    (0..4).for_each(|_| assert!(!cluster.publish(client, &mut sender, "a"), "new"));
+    assert_eq!((given(&mut cluster, client), given(&mut cluster, left)), (vec![1, 2, 3, 4], vec![]));
+    // Joined once more by the node that it has left, as after a lost link.
+    cluster.cut(edge, leader);
+    cluster.pass(Duration::from_millis(300));
+    cluster.link(edge, leader);
+    cluster.pass(Duration::from_millis(500));
+    (0..4).for_each(|_| assert!(!cluster.publish(client, &mut sender, "a"), "new"));
+    assert_eq!((given(&mut cluster, client), given(&mut cluster, left)), (vec![5, 6, 7, 8], vec![]));
+}
+
+/// A consumer had gone on to another node, and its leader was lost; the node before, out of reach until then, claimed at the
+/// next leader what it had sent to nobody: nobody got it until that lease ran out.
+#[test]
+fn what_a_consumer_does_not_hold_is_not_claimed_by_the_way_it_left() {
+    let Scene { mut cluster, leader, edge, item, .. } = held_by_way_of_another();
+    let others: Vec<NodeId> = cluster.hosts.keys().copied().filter(|other| *other != edge).collect();
+    others.iter().for_each(|other| cluster.cut(edge, *other));
+    cluster.kill(leader);
+    cluster.pass(Duration::from_secs(1));
+    let next = cluster.leader(item.shard);
+    let client = cluster.connect(next);
+    cluster.join(client, "a", "g", 1, 10);
+    others.iter().filter(|other| **other != leader).for_each(|other| cluster.link(edge, *other));
+    cluster.pass(Duration::from_secs(1));
+    assert!(cluster.node(next).attending.keys().any(|(node, _)| *node == edge), "the elder one has joined");
+    assert_eq!(cluster.deliveries(client), [], "within the time for claims");
+    cluster.pass(Duration::from_secs(3));
+    let again: Vec<_> = cluster.deliveries(client).iter().map(|item| (item.offset, item.attempt)).collect();
+    assert_eq!(again, [(item.offset, Attempt(2))]);
+}
+
+/// A lease ran out while its node was out of reach, and the leader sent the message once more to the same consumer, in vain.
+/// Joined again, the node said that it holds the first attempt: the second was taken for known, and nobody got it until it
+/// ran out too.
+#[test]
+fn whoever_holds_an_earlier_attempt_does_not_have_the_later_one() {
+    let Scene { mut cluster, leader, edge, client, item } = held_by_way_of_another();
+    let others: Vec<NodeId> = cluster.hosts.keys().copied().filter(|other| *other != edge).collect();
+    cluster.pass(Duration::from_millis(29_900));
+    cluster.slow = Some((leader, edge));
+    others.iter().filter(|other| **other != leader).for_each(|other| cluster.cut(edge, *other));
+    cluster.pass(Duration::from_secs(2));
+    let shard = &cluster.node(leader).shards[item.shard.0 as usize];
+    assert_eq!(shard.leases().map(|leased| leased.attempt).collect::<Vec<_>>(), [Attempt(2)]);
+    cluster.cut(edge, leader);
+    cluster.late.clear();
+    cluster.slow = None;
+    assert_eq!(cluster.deliveries(client), []);
+    cluster.pass(Duration::from_millis(300));
+    others.iter().for_each(|other| cluster.link(edge, *other));
+    cluster.pass(Duration::from_secs(1));
+    let again: Vec<_> = cluster.deliveries(client).iter().map(|item| (item.offset, item.attempt)).collect();
+    assert_eq!(again, [(item.offset, Attempt(3))]);
+}

@@ -335,6 +335,13 @@ impl Node {
         }
     }
 
+    /// Whether a message waits here until `consumer` has room for it, for those who look at it from outside.
+    pub fn parks(&self, consumer: ConsumerId, shard: ShardId, offset: Offset) -> bool {
+        let mine = self.subscribers.values().filter(|subscriber| subscriber.consumer == consumer);
+        let mut parked = mine.flat_map(|subscriber| &subscriber.parked);
+        parked.any(|parked| self.shards[parked.index].id() == shard && parked.parcel.offset == offset)
+    }
+
     /// Which address a subscription of this node consumes.
     pub(super) fn address_of(&self, id: SubscriberId) -> Option<&str> {
         self.subscribers.get(&id).map(|subscriber| subscriber.address.as_str())
@@ -367,6 +374,13 @@ impl Node {
         let term = from.1;
         for parcel in &parcels {
             subscriber.held.insert((index, parcel.offset.0), parcel.attempt);
+        }
+        if let Some((_, lost)) = &mut subscriber.opening {
+            // What was lost is its again, before it was told.
+            let shard = self.shards[index].id();
+            lost.retain(|(of, offset)| {
+                *of != shard || !parcels.iter().any(|parcel| parcel.offset == *offset)
+            });
         }
         let fits = subscriber.parked.is_empty() && subscriber.room.messages >= parcels.len() as i64;
         if fits {

@@ -111,3 +111,34 @@ fn a_consumer_whose_joins_all_wait_too_long_is_refused() {
     let Some(Frame::Answer(Answer { code, .. })) = answer else { panic!("{answer:?}") };
     assert_eq!(Code::from_number(code), Some(Code::QuorumLost));
 }
+
+/// A consumer joined a second node with a message whose lease was over, and got it anew before the last of its shards had a
+/// leader. Then came the answer that the message is lost: it let go of it, and nobody got it until that lease ran out.
+#[test]
+fn what_comes_anew_before_all_feeds_are_joined_is_not_called_lost() {
+    let (mut cluster, edge, client) = fed();
+    let leader = NodeId(1);
+    let mut sender = Sender::new(1);
+    let index = sender.shard("a", None, false).0 as usize;
+    cluster.publish(client, &mut sender, "a");
+    let first = cluster.deliveries(client).remove(0);
+    let nack = SettleAction::Nack { delay: Some(Duration::ZERO) };
+    cluster.ask(client, &settle(1, &[&first], nack));
+    assert_eq!(cluster.deliveries(client)[0].attempt, Attempt(2));
+    // The same consumer, which has not heard of the second attempt.
+    let again = cluster.connect(edge);
+    let (now, waits) = (cluster.now, (index + 1) % SHARDS as usize);
+    let (term, _) = cluster.node(edge).leaders[waits].unwrap();
+    cluster.node(edge).unled(now, waits);
+    let held = Held { shard: first.shard, offset: first.offset, attempt: first.attempt };
+    let Frame::Subscribe(frame) = subscribe("a", "g", 1, 10, vec![held]) else { panic!() };
+    cluster.node(edge).open_feeds(now, again.1, 900, &frame);
+    cluster.run();
+    let inbox = cluster.take(again);
+    let [(0, Frame::Deliver(deliver))] = &inbox[..] else { panic!("{inbox:?}") };
+    assert_eq!((deliver.items[0].offset, deliver.items[0].attempt), (first.offset, Attempt(3)));
+    cluster.node(edge).led_by(now, waits, term, leader);
+    cluster.run();
+    let Some(Frame::Subscribed(subscribed)) = cluster.answer(again, 900) else { panic!("not joined") };
+    assert_eq!(subscribed.lost, []);
+}

@@ -37,7 +37,7 @@ use self::{
     consensus::{Consensus, LogEntry},
     credit::Credits,
     dedup::Verdict,
-    delivery::{Delivered, Delivery, Expired, Joining, LeaseLost, Needs, Settlement, SubscriberId},
+    delivery::{Delivered, Delivery, Expired, Joining, LeaseLost, Leased, Needs, Settlement, SubscriberId},
     event::{Entry, EntryWriter, Event, Order},
     intake::{Intake, Wanted},
     state::{Outcome, Placed, PlacedRun, State},
@@ -226,6 +226,11 @@ impl Shard {
     /// Why it stopped for good, if it did.
     pub fn stopped(&self) -> Option<&str> {
         self.stopped.as_deref()
+    }
+
+    /// What is leased now and not being settled.
+    pub fn leases(&self) -> impl Iterator<Item = Leased<'_>> {
+        self.delivery.leases()
     }
 
     /// Messages leased now to consumers of `group`.

@@ -290,8 +290,8 @@ impl Consumer {
     }
 
     /// Messages held.
-    pub fn held(&self) -> usize {
-        self.held.len()
+    pub fn held(&self) -> impl ExactSizeIterator<Item = &DeliveryId> {
+        self.held.keys()
     }
 
     /// A connection is open.

@@ -178,7 +178,7 @@ impl Pair {
             }
         }
         assert!(
-            self.rig.session.held() <= 4 + 3,
+            self.rig.session.held().len() <= 4 + 3,
             "more is held than credit and what may go ahead of commits"
         );
     }

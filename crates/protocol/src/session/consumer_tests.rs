@@ -352,7 +352,7 @@ fn messages_are_handed_out_once_and_in_order() {
     let handed = [Out::Handed(3, 1), Out::Handed(1, 2), Out::Handed(2, 1)];
     assert_eq!(rig.step(Input::Take), handed);
     assert_eq!(rig.step(Input::Take), []);
-    assert_eq!(rig.session.held(), 3);
+    assert_eq!(rig.session.held().len(), 3);
 }
 
 #[test]
@@ -363,7 +363,7 @@ fn what_is_held_is_not_handed_out_again_and_is_settled_under_its_newest_lease() 
     // One is with the application, one waits for it.
     rig.step(Input::DeliverAs { term: 6, lease: LEASE, items: &[(1, 2), (2, 2)] });
     assert_eq!(rig.step(Input::Take), [Out::Handed(2, 1)]);
-    assert_eq!(rig.session.held(), 2);
+    assert_eq!(rig.session.held().len(), 2);
     let mut out = rig.step(Input::Settle(1, Ack, 70));
     assert_eq!(out.pop(), Some(Out::Credit(3, 300)), "of two that came again, and of one that is done");
     assert_settles(&out, &[(1, 6, 2, Ack)]);
@@ -375,12 +375,12 @@ fn a_settlement_is_done_only_when_it_is_confirmed() {
     let ack = rig.step(Input::Settle(1, Ack, 70));
     assert_settles(&ack, &[(1, 5, 1, Ack)]);
     assert_settles(&rig.step(Input::Settle(2, DeadLetter, 71)), &[(2, 5, 1, DeadLetter)]);
-    assert_eq!(rig.session.held(), 2);
+    assert_eq!(rig.session.held().len(), 2);
     assert_eq!(
         rig.step(Input::Fates(request(&ack), &[(1, Done, None)])),
         [Out::Told(70, SettleResult::Done)]
     );
-    assert_eq!(rig.session.held(), 1);
+    assert_eq!(rig.session.held().len(), 1);
 }
 
 #[test]
@@ -473,7 +473,7 @@ fn a_lost_lease_is_unknown_only_if_an_earlier_copy_may_have_settled() {
     let ack = rig.step(Input::Settle(1, Ack, 70));
     let told = rig.step(Input::Fates(request(&ack), &[(1, Failed, LOST)]));
     assert_eq!(told, [Out::Told(70, SettleResult::LeaseLost)]);
-    assert_eq!(rig.session.held(), 0);
+    assert_eq!(rig.session.held().len(), 0);
 
     for (outcome, result) in [(Failed, SettleResult::LeaseLost), (Unknown, SettleResult::Unknown)] {
         let mut rig = Rig::holding(&[1]);
@@ -507,7 +507,7 @@ fn a_lease_that_ends_takes_its_message_along_wherever_it_is() {
     );
     assert_eq!(rig.step(Input::Take), []);
     assert_eq!(rig.step(Input::Settle(4, Ack, 72)), [Out::Told(72, SettleResult::LeaseLost)]);
-    assert_eq!(rig.session.held(), 0);
+    assert_eq!(rig.session.held().len(), 0);
     assert_eq!(rig.step(Input::Wait(RESUBSCRIBE_PAUSE)), [], "nothing is left to be settled");
     assert_eq!(rig.step(Input::Lose(&[8])), [], "others are none of ours");
 }
@@ -518,7 +518,7 @@ fn after_a_reconnect_everything_held_is_named_and_goes_on_in_the_new_term() {
     rig.step(Input::Deliver(&[(3, 2)]));
     rig.step(Input::Settle(2, Ack, 70));
     rig.step(Input::Disconnect);
-    assert_eq!((rig.session.is_active(), rig.session.held()), (false, 3));
+    assert_eq!((rig.session.is_active(), rig.session.held().len()), (false, 3));
     let out = rig.step(Input::Connect);
     // What the application is done with takes no room: it holds two of ten.
     let [Out::Subscribe { request, held, credit: 8, start: None }] = &out[..] else { panic!("{out:?}") };
@@ -563,7 +563,7 @@ fn stale_answers_and_answers_to_others_change_nothing() {
     let others = new & 0xffff_ffff_ffff | u64::from(TAG + 1) << 48;
     assert!(!rig.session.owns(others));
     assert_eq!(rig.step(Input::Fates(others, &[(1, Done, None)])), []);
-    assert_eq!(rig.session.held(), 1);
+    assert_eq!(rig.session.held().len(), 1);
 }
 
 #[test]
@@ -573,7 +573,8 @@ fn a_late_answer_about_an_earlier_lease_does_not_end_the_new_one() {
     assert_eq!(rig.step(Input::Lose(&[1])), [Out::Told(70, SettleResult::Unknown)]);
     rig.step(Input::Deliver(&[(1, 2)]));
     assert_eq!(rig.step(Input::Fates(request(&ack), &[(1, Failed, LOST)])), []);
-    assert_eq!((rig.session.held(), rig.step(Input::Take)), (1, vec![Out::Handed(1, 2)]));
+    assert_eq!(rig.session.held().len(), 1);
+    assert_eq!(rig.step(Input::Take), [Out::Handed(1, 2)]);
     assert_settles(&rig.step(Input::Settle(1, Ack, 71)), &[(1, 5, 2, Ack)]);
 
     let mut rig = Rig::extending();
@@ -582,7 +583,7 @@ fn a_late_answer_about_an_earlier_lease_does_not_end_the_new_one() {
     let extension = rig.step(Input::Wait(LEASE / 2));
     rig.step(Input::Deliver(&[(1, 2)]));
     rig.step(Input::Fates(request(&extension), &[(1, Failed, LOST)]));
-    assert_eq!(rig.session.held(), 1);
+    assert_eq!(rig.session.held().len(), 1);
 }
 
 #[test]
@@ -726,7 +727,7 @@ fn an_extension_that_was_refused_loses_the_message_and_one_that_failed_is_asked_
     let [Out::Settle { request, items }] = &out[..] else { panic!("{out:?}") };
     assert_eq!(items.iter().map(|item| item.0).collect::<Vec<_>>(), [2, 1]);
     rig.step(Input::Fates(*request, &[(1, Failed, LOST), (1, Failed, Some(Code::NotLeader))]));
-    assert_eq!(rig.session.held(), 1);
+    assert_eq!(rig.session.held().len(), 1);
     assert_settles(&rig.wake(), &[(1, 5, 1, SettleAction::Extend { duration: LEASE })]);
     assert_eq!(rig.step(Input::Take), [Out::Handed(1, 1)]);
 }
@@ -778,7 +779,7 @@ fn settlements_that_nobody_answers_make_room_for_less_than_the_credit_again() {
     rig.step(Input::Deliver(&more));
     rig.step(Input::Take);
     let second: u32 = (11..20).map(|offset| given(rig.step(Input::Settle(offset, Ack, offset)))).sum();
-    assert_eq!((second, rig.session.held()), (0, 19));
+    assert_eq!((second, rig.session.held().len()), (0, 19));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::BytesMut;
+use swarmmq_engine::shard::delivery::Leased;
 use swarmmq_protocol::{
     error::Code,
     frame::{DeliverItem, Frame, SettleAction, StartAt},
@@ -76,7 +77,17 @@ impl ConsumerProcess {
 
     /// Messages held.
     pub fn held(&self) -> usize {
-        self.subscriptions.iter().map(|subscription| subscription.session.held()).sum()
+        self.subscriptions.iter().map(|subscription| subscription.session.held().len()).sum()
+    }
+
+    /// Whether a message is leased to this one, which takes part there and does not have it.
+    pub fn lacks(&self, leased: &Leased<'_>, id: DeliveryId) -> bool {
+        let mut fed = self.subscriptions.iter().filter(|subscription| subscription.session.is_active());
+        self.consumer == leased.consumer
+            && fed.any(|Subscription { wanted, session, .. }| {
+                (&wanted.address, &wanted.group) == (leased.address, leased.group)
+                    && !session.held().any(|held| *held == id)
+            })
     }
 
     /// Why a subscription ended for good, where that is no ordinary answer.

@@ -5,15 +5,19 @@
 
 use std::collections::BTreeMap;
 
-use swarmmq_engine::{node::Node, swarm::detector::Verdict};
-use swarmmq_protocol::id::NodeId;
+use swarmmq_engine::{node::Node, shard::delivery::Leased, swarm::detector::Verdict};
+use swarmmq_protocol::{
+    id::{Attempt, ConsumerId, GroupName, NodeId},
+    session::consumer::DeliveryId,
+};
 
 use super::{
-    Swarm,
-    host::node_id,
+    Phase, Swarm,
+    host::{Host, node_id},
     links::{Pair, pair},
 };
 use crate::{
+    client::{Client, Role},
     clock::{MILLISECOND, SECOND},
     judge::{
         changes::{Changes, What},
@@ -44,6 +48,10 @@ fn bound(loss_permille: u64) -> u64 {
 /// Changes of one path in a minute that need no reason.
 const CHANGES_MAX: u64 = 2;
 
+/// How long a message may be leased to a consumer that takes part and does not have it, whatever is broken: a connection that is
+/// broken in silence is left sooner.
+const ASTRAY_MAX: u64 = 2 * SECOND;
+
 /// What is between two hosts, as far as a change of it means that something happened.
 type Marks = (u64, [bool; 2], u64, [u64; 2], [u64; 2]);
 
@@ -62,6 +70,9 @@ struct Standing {
     awake: Option<u64>,
 }
 
+/// One lease: of which message, in which group, for which time, whose.
+type Leasing = (DeliveryId, GroupName, Attempt, ConsumerId);
+
 /// What was noted of earlier looks.
 #[derive(Debug, Default)]
 pub(super) struct Lookout {
@@ -78,6 +89,8 @@ pub(super) struct Lookout {
     changes: Changes,
     /// Since when a picture has been wrong in the same way at every look.
     wrong: BTreeMap<String, u64>,
+    /// Since when nobody has what is leased.
+    astray: BTreeMap<Leasing, u64>,
     told: BTreeMap<&'static str, u64>,
     /// The longest that something was wrong without an excuse, by judge, in nanoseconds; of changes, how many.
     pub(super) longest: BTreeMap<&'static str, u64>,
@@ -106,6 +119,10 @@ impl Swarm {
         if let Some(finding) = self.lookout.changes.look(&look) {
             self.weigh("changes", finding, CHANGES_MAX);
         }
+        if !matches!(self.phase, Phase::Drain { .. }) {
+            return;
+        }
+        self.astray().into_iter().for_each(|finding| self.weigh("astray", finding, ASTRAY_MAX));
     }
 
     fn weigh(&mut self, judge: &'static str, (weight, what): Finding, bound: u64) {
@@ -122,6 +139,37 @@ impl Swarm {
                 if judge == "changes" { String::new() } else { format!(" for {} ms", weight / MILLISECOND) };
             self.history.violation(judge, format!("{what}{how}, at {at} ms"));
         }
+    }
+
+    /// What is leased to consumers that take part and do not have it, nor does it wait for their room, and for how long
+    /// that has been so: nobody else gets it meanwhile.
+    fn astray(&mut self) -> Vec<Finding> {
+        let shards = 0..self.plan.shards as usize;
+        let leaders = shards.filter_map(|index| Some((index, self.leader_of(index)?)));
+        let mut now = BTreeMap::new();
+        for (index, host) in leaders {
+            let shard = &self.hosts[host].node.as_ref().expect("a leader runs").shards()[index];
+            for leased in shard.leases() {
+                let Leased { group, offset, attempt, consumer, .. } = leased;
+                let id = DeliveryId { shard: shard.id(), offset };
+                let lacks = |client: &Client| matches!(&client.role, Role::Consumer(process) if process.lacks(&leased, id));
+                let parks = |host: &Host| {
+                    host.node.as_ref().is_some_and(|node| node.parks(consumer, shard.id(), offset))
+                };
+                if self.clients.iter().any(lacks) && !self.hosts.iter().any(parks) {
+                    let key = (id, group.clone(), attempt, consumer);
+                    let since = self.lookout.astray.get(&key).copied().unwrap_or(self.at);
+                    now.insert(key, since);
+                }
+            }
+        }
+        self.lookout.astray = now;
+        let words = |((id, group, attempt, _), since): (&Leasing, &u64)| {
+            let (shard, offset) = (id.shard.0, id.offset.0);
+            let what = format!("attempt {} of {shard}/{offset} is leased in {group} to nobody", attempt.0);
+            (self.at - since, what)
+        };
+        self.lookout.astray.iter().map(words).collect()
     }
 
     /// The whole cluster now.

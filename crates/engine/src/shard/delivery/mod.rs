@@ -87,6 +87,21 @@ pub struct Joining<'a> {
     pub held: &'a [(Offset, Attempt)],
 }
 
+/// A message that a consumer of `group` has, or should have.
+#[derive(Clone, Copy, Debug)]
+pub struct Leased<'a> {
+    /// Of which address.
+    pub address: &'a Address,
+    /// In which group.
+    pub group: &'a GroupName,
+    /// Which message.
+    pub offset: Offset,
+    /// Which delivery of it.
+    pub attempt: Attempt,
+    /// Whose it is.
+    pub consumer: ConsumerId,
+}
+
 /// A lease that ran out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expired {
@@ -302,7 +317,8 @@ impl Delivery {
     ///
     /// What was leased to this consumer and is not among `held` never reached it: its connection broke on the way. Such
     /// leases are given back at once instead of running out. Where an older subscription of it, or the youngest once more, is
-    /// joined by its node, only what was sent by way of that counts: the consumer may hold what came another way.
+    /// joined by its node, only what was sent by way of that counts: the consumer may hold what came another way. Only the
+    /// youngest is fed.
     pub fn subscribe(
         &mut self,
         now: Instant,
@@ -321,9 +337,18 @@ impl Delivery {
             self.runs.insert(name.clone(), run);
         }
         let run = self.runs.get_mut(&name).expect("inserted above if it was missing");
-        run.subscribers.push_back(subscriber);
-        self.subscribers.insert(subscriber, Member { address: name.0, group: name.1, consumer, route });
         let rank = run.rank(consumer, order, route);
+        let heeds_elders = self.bugs.has(Bug::HeedElders);
+        if rank == Rank::Youngest && !heeds_elders {
+            // What went by a way that the consumer has left would reach nobody, and nobody else until its lease runs out.
+            let members = &self.subscribers;
+            run.subscribers.retain(|other| members[other].consumer != consumer);
+        }
+        let counts = rank != Rank::Older || heeds_elders;
+        if counts {
+            run.subscribers.push_back(subscriber);
+        }
+        self.subscribers.insert(subscriber, Member { address: name.0, group: name.1, consumer, route });
         let durable = &queue.groups[group];
         for (offset, attempt) in held {
             let kept = match run.leases.get_mut(&offset.0) {
@@ -335,8 +360,10 @@ impl Delivery {
                     true
                 }
                 Some(_) => false,
+                // Claimed only by a way that the consumer has left, nobody may have it: it waits like what nobody claims.
                 None => {
-                    run.doubtful.contains(&offset.0)
+                    counts
+                        && run.doubtful.contains(&offset.0)
                         && !run.leaving.contains(&offset.0)
                         && durable.attempt(offset.0) == *attempt
                 }
@@ -353,10 +380,13 @@ impl Delivery {
                 run.deadlines.insert((expires_at, offset.0));
             }
         }
-        let kept: BTreeSet<u64> = held.iter().map(|(offset, _)| offset.0).collect();
+        // Whoever holds an earlier attempt has not got this one.
+        let known: BTreeSet<(u64, Attempt)> =
+            held.iter().map(|(offset, attempt)| (offset.0, *attempt)).collect();
         let astray = |(offset, lease): &(&u64, &Lease)| {
             let mine = rank == Rank::Youngest || lease.route == route;
-            lease.consumer == consumer && mine && lease.settling.is_none() && !kept.contains(*offset)
+            let is_known = known.contains(&(**offset, lease.attempt));
+            lease.consumer == consumer && mine && lease.settling.is_none() && !is_known
         };
         let astray: Vec<(u64, Lease)> =
             run.leases.iter().filter(astray).map(|(offset, lease)| (*offset, *lease)).collect();
@@ -567,6 +597,7 @@ impl Delivery {
                 }
             }
             run.subscribers = old.subscribers;
+            run.youngest = old.youngest;
             self.runs.insert(name, run);
         }
     }
@@ -676,6 +707,20 @@ impl Delivery {
     /// Whether `group` has a subscriber now.
     pub fn has_consumers(&self, address: &Address, group: &GroupName) -> bool {
         self.runs.get(&(address.clone(), group.clone())).is_some_and(|run| !run.subscribers.is_empty())
+    }
+
+    /// What is leased and not being settled, for those who look at it from outside.
+    pub fn leases(&self) -> impl Iterator<Item = Leased<'_>> {
+        self.runs.iter().flat_map(|((address, group), run)| {
+            let open = run.leases.iter().filter(|(_, lease)| lease.settling.is_none());
+            open.map(move |(offset, lease)| Leased {
+                address,
+                group,
+                offset: Offset(*offset),
+                attempt: lease.attempt,
+                consumer: lease.consumer,
+            })
+        })
     }
 
     /// Messages leased right now to consumers of `group`.
