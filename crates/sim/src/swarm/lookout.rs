@@ -141,8 +141,8 @@ impl Swarm {
         }
     }
 
-    /// What is leased to consumers that take part and do not have it, nor does it wait for their room, and for how long
-    /// that has been so: nobody else gets it meanwhile.
+    /// What is leased to consumers that take part and do not have it, nor is it on its way to them or waits for their room,
+    /// and for how long that has been so: nobody else gets it meanwhile.
     fn astray(&mut self) -> Vec<Finding> {
         let shards = 0..self.plan.shards as usize;
         let leaders = shards.filter_map(|index| Some((index, self.leader_of(index)?)));
@@ -152,11 +152,14 @@ impl Swarm {
             for leased in shard.leases() {
                 let Leased { group, offset, attempt, consumer, .. } = leased;
                 let id = DeliveryId { shard: shard.id(), offset };
-                let lacks = |client: &Client| matches!(&client.role, Role::Consumer(process) if process.lacks(&leased, id));
+                let lacks = |(number, client): (usize, &Client)| {
+                    matches!(&client.role, Role::Consumer(process) if process.lacks(&leased, id))
+                        && !self.awaits_bytes(number)
+                };
                 let parks = |host: &Host| {
                     host.node.as_ref().is_some_and(|node| node.parks(consumer, shard.id(), offset))
                 };
-                if self.clients.iter().any(lacks) && !self.hosts.iter().any(parks) {
+                if self.clients.iter().enumerate().any(lacks) && !self.hosts.iter().any(parks) {
                     let key = (id, group.clone(), attempt, consumer);
                     let since = self.lookout.astray.get(&key).copied().unwrap_or(self.at);
                     now.insert(key, since);

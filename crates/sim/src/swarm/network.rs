@@ -53,6 +53,11 @@ impl Slowness {
 }
 
 impl Swarm {
+    /// Whether something is on its way to a client, and has yet to come.
+    pub(super) fn awaits_bytes(&self, client: usize) -> bool {
+        self.connections.values().any(|state| state.client == client && state.to_client_at > self.at)
+    }
+
     pub(super) fn latency(&mut self) -> u64 {
         if self.scheduling.chance(900) {
             self.scheduling.between(MILLISECOND / 20, MILLISECOND)
