@@ -26,7 +26,7 @@ use crate::{
     measure::{Bitmap, Gap, Latency},
     pacer::Pacer,
     peer::{Broker, Connector, Consumer, Producer, Received},
-    plan::{BACKLOG, IN_FLIGHT, InOrder, KEYS, Load, PRODUCERS, Plan, Stamp},
+    plan::{IN_FLIGHT, InOrder, KEYS, Load, Plan, Stamp},
     process::{
         Pid, Used, check_interrupted, forget_peak, machine_cpu, own_cpu, processors, resident, used,
         with_descendants,
@@ -304,7 +304,7 @@ async fn produce<C: Connector>(
     ready: mpsc::Sender<()>,
 ) -> Outcome<Published> {
     let mut producers = Vec::new();
-    for number in 0..PRODUCERS {
+    for number in 0..plan.producers {
         producers.push(connector.producer(&name, number).await?);
     }
     // Whoever would hear it has given up, and says so by `failed`.
@@ -314,7 +314,7 @@ async fn produce<C: Connector>(
     }
     let (begin, end) = plan.window_ns();
     let published = Rc::new(RefCell::new(Published {
-        confirmed: vec![Bitmap::default(); PRODUCERS.into()],
+        confirmed: vec![Bitmap::default(); plan.producers.into()],
         handed: 0,
         retried: 0,
         latency: Latency::new(),
@@ -369,7 +369,7 @@ impl Worker {
                 } else if due > now {
                     pause = due - now;
                     break;
-                } else if self.shared.backlog() >= BACKLOG {
+                } else if self.shared.backlog() >= self.plan.backlog() {
                     self.shared.waiting.store(true, Ordering::Relaxed);
                     pause = ROOM_PAUSE_NS;
                     break;
@@ -442,8 +442,8 @@ impl Delivered {
     fn new(plan: &Plan) -> Self {
         let (begin, end) = plan.window_ns();
         Self {
-            seen: vec![Bitmap::default(); PRODUCERS.into()],
-            highest: vec![None; usize::from(PRODUCERS) * KEYS as usize],
+            seen: vec![Bitmap::default(); plan.producers.into()],
+            highest: vec![None; usize::from(plan.producers) * KEYS as usize],
             duplicated: 0,
             out_of_order: 0,
             latency: Latency::new(),
@@ -546,6 +546,7 @@ mod tests {
         Plan {
             run: 1,
             load: Load::Saturation { size: 64 },
+            producers: 2,
             warm_up: second,
             window: second,
             in_order: InOrder::Producer,

@@ -16,10 +16,11 @@ mod process;
 mod report;
 mod results;
 mod run;
+mod scale;
 
 use std::{fs, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum as _};
 
 use crate::{
     failure::{During, Failure, Outcome},
@@ -27,6 +28,7 @@ use crate::{
     process::INTERRUPTED,
     results::Results,
     run::{ROWS, Row, Wish},
+    scale::Curve,
 };
 
 /// Size of the messages that come on a schedule and of those of a failover.
@@ -43,6 +45,8 @@ struct Cli {
 enum Verb {
     /// Measure; the tables go to standard output
     Run(Box<RunArgs>),
+    /// Measure SwarmMQ alone, with more and more of one thing; the tables go to standard output
+    Scale(Box<ScaleArgs>),
     /// Write tables, plots and the verdict from a file of results
     Report {
         /// What `run --json` wrote
@@ -51,6 +55,43 @@ enum Verb {
         #[arg(long, value_name = "PAGE")]
         into: Option<PathBuf>,
     },
+}
+
+#[derive(Args)]
+struct ScaleArgs {
+    /// Of what there is more and more; all curves if none is named
+    #[arg(long, value_delimiter = ',', value_enum, value_name = "CURVE,...")]
+    curves: Vec<Curve>,
+    /// No point of a curve before this
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    least: u64,
+    /// No point of a curve beyond this
+    #[arg(long, default_value_t = u64::MAX, value_name = "N")]
+    most: u64,
+    /// How often, by turns
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    repetitions: u32,
+    /// Seconds before what counts
+    #[arg(long, default_value_t = 2.0, value_name = "S", value_parser = seconds)]
+    warm_up: f64,
+    /// Seconds that count
+    #[arg(long, default_value_t = 5.0, value_name = "S", value_parser = seconds)]
+    window: f64,
+    /// A directory on a disk, for everything that the nodes write
+    #[arg(long, default_value_os_t = std::env::temp_dir())]
+    dir: PathBuf,
+    /// The product's program; built from this tree if not given
+    #[arg(long, value_name = "PATH")]
+    swarmmq: Option<PathBuf>,
+    /// Write the results here, after every point
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Do not measure: take the results from this file
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    from: Option<PathBuf>,
+    /// Put tables and plot into this page, between its markers
+    #[arg(long, value_name = "PAGE")]
+    into: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -131,6 +172,7 @@ fn carry_out(command: Verb) -> Outcome<bool> {
             println!("{}", report::page(&results));
             Ok(whole)
         }
+        Verb::Scale(args) => scale_curves(&args),
         Verb::Report { results, into } => {
             let text = fs::read_to_string(&results).during(results.display())?;
             let results: Results = serde_json::from_str(&text).during(results.display())?;
@@ -141,6 +183,33 @@ fn carry_out(command: Verb) -> Outcome<bool> {
             Ok(true)
         }
     }
+}
+
+fn scale_curves(args: &ScaleArgs) -> Outcome<bool> {
+    let (curves, whole) = if let Some(file) = &args.from {
+        let text = fs::read_to_string(file).during(file.display())?;
+        (serde_json::from_str(&text).during(file.display())?, true)
+    } else {
+        let (warm_up, window) = (Duration::from_secs_f64(args.warm_up), Duration::from_secs_f64(args.window));
+        let all = || Curve::value_variants().to_vec();
+        let wish = scale::Wish {
+            curves: if args.curves.is_empty() { all() } else { args.curves.clone() },
+            least: args.least,
+            most: args.most,
+            repetitions: args.repetitions,
+            warm_up,
+            window,
+            directory: args.dir.clone(),
+            swarmmq: args.swarmmq.clone().map_or_else(run::build_swarmmq, Ok)?,
+            json: args.json.clone(),
+        };
+        scale::measure(&wish, run::machine(args.repetitions, warm_up, window))?
+    };
+    match &args.into {
+        Some(page) => scale::write_into(page, &curves)?,
+        None => println!("{}", scale::page(&curves)),
+    }
+    Ok(whole)
 }
 
 fn wish(args: &RunArgs) -> Outcome<Wish> {
@@ -228,7 +297,7 @@ mod tests {
         let words = ["swarmmq-bench", "run"].iter().chain(words);
         match Cli::try_parse_from(words).expect("the words are arguments").command {
             Verb::Run(args) => wish(&args),
-            Verb::Report { .. } => Err(Failure::broken("another command")),
+            Verb::Scale(_) | Verb::Report { .. } => Err(Failure::broken("another command")),
         }
     }
 

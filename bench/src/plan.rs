@@ -5,12 +5,14 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-/// Producers, each with a connection of its own. There is one consumer.
+/// Producers where nothing else is said, each with a connection of its own. There is one consumer.
 pub(crate) const PRODUCERS: u16 = 4;
 /// Messages of one producer that are not confirmed, at most.
 pub(crate) const IN_FLIGHT: usize = 256;
 /// Messages published and not received yet, at most: otherwise saturation would measure the length of a queue.
-pub(crate) const BACKLOG: u64 = 4096;
+const BACKLOG: u64 = 4096;
+/// Their bytes, at most. Only messages above 16 KiB notice.
+const BACKLOG_BYTES: u64 = 64 << 20;
 /// Keys of each producer, where messages have keys.
 pub(crate) const KEYS: u32 = 64;
 /// Shortest pause between bursts of a schedule.
@@ -103,6 +105,7 @@ pub(crate) struct Plan {
     /// Told apart from other runs' messages by this.
     pub(crate) run: u16,
     pub(crate) load: Load,
+    pub(crate) producers: u16,
     pub(crate) warm_up: Duration,
     pub(crate) window: Duration,
     pub(crate) in_order: InOrder,
@@ -113,9 +116,14 @@ impl Plan {
     /// `None`: as soon as there is room.
     pub(crate) fn due(&self, producer: u16, sequence: u32) -> Option<u64> {
         let per_s = u64::from(self.load.per_s()?);
-        let place = u64::from(sequence) * u64::from(PRODUCERS) + u64::from(producer);
+        let place = u64::from(sequence) * u64::from(self.producers) + u64::from(producer);
         let together = (per_s * PAUSE_NS / 1_000_000_000).max(1);
         Some(place / together * together * 1_000_000_000 / per_s)
+    }
+
+    /// Messages published and not received yet, at most.
+    pub(crate) fn backlog(&self) -> u64 {
+        (BACKLOG_BYTES / u64::from(self.load.size().max(1))).clamp(1, BACKLOG)
     }
 
     /// When what counts begins and ends, in nanoseconds from the start.
@@ -163,7 +171,8 @@ impl Plan {
             sequence: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
             due: u64::from_be_bytes(header[8..].try_into().expect("eight bytes are left")),
         };
-        let ours = run == self.run && stamp.producer < PRODUCERS && body.len() == self.load.size() as usize;
+        let ours =
+            run == self.run && stamp.producer < self.producers && body.len() == self.load.size() as usize;
         ours.then_some(stamp)
     }
 }
@@ -182,7 +191,14 @@ mod tests {
 
     fn plan(load: Load) -> Plan {
         let second = Duration::from_secs(1);
-        Plan { run: 9, load, warm_up: second, window: 2 * second, in_order: InOrder::Producer }
+        Plan {
+            run: 9,
+            load,
+            producers: PRODUCERS,
+            warm_up: second,
+            window: 2 * second,
+            in_order: InOrder::Producer,
+        }
     }
 
     fn dues(per_s: u32, count: u32) -> Vec<u64> {
@@ -208,6 +224,12 @@ mod tests {
         for (index, due) in dues.into_iter().enumerate() {
             assert_eq!(due, index as u64 / 5 * 500_000);
         }
+    }
+
+    #[test]
+    fn large_messages_wait_in_smaller_numbers() {
+        let backlog = |size| plan(Load::Saturation { size }).backlog();
+        assert_eq!([16, 16_384, 131_072, 1 << 20].map(backlog), [4096, 4096, 512, 64]);
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub(crate) fn write_into(page: &Path, results: &Results) -> Outcome<()> {
 }
 
 /// `text` with `part` between the markers.
-fn replace(text: &str, marker: &str, part: &str) -> Outcome<String> {
+pub(crate) fn replace(text: &str, marker: &str, part: &str) -> Outcome<String> {
     let (begin, end) = (format!("<!-- {marker}: computed -->\n"), format!("<!-- {marker}: end -->"));
     let missing =
         || Failure::broken(format!("the page has no place for {marker:?}: {} ... {end}", begin.trim_end()));
@@ -70,7 +70,7 @@ fn put(text: &mut String, line: std::fmt::Arguments<'_>) {
 }
 
 /// A table of texts.
-fn table(head: &[&str], lines: impl IntoIterator<Item = Vec<String>>) -> String {
+pub(crate) fn table(head: &[&str], lines: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut text = String::new();
     put(&mut text, format_args!("| {} |", head.join(" | ")));
     put(&mut text, format_args!("|{}", " --- |".repeat(head.len())));
@@ -81,7 +81,7 @@ fn table(head: &[&str], lines: impl IntoIterator<Item = Vec<String>>) -> String 
 }
 
 /// The median, and the least and the most if there are several.
-fn cell(spread: Option<Spread>) -> String {
+pub(crate) fn cell(spread: Option<Spread>) -> String {
     match spread {
         None => "-".into(),
         Some(Spread { median, least, most }) if least == most => figure(median),

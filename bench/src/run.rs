@@ -11,7 +11,7 @@ use crate::{
     failure::{During, Failure, Outcome},
     limits, load,
     peer::{Broker, Place, nats::Nats, rabbitmq::RabbitMq, redis::Redis, swarmmq::Swarm},
-    plan::{Load, Plan},
+    plan::{Load, PRODUCERS, Plan},
     process::{adopt_orphans, check_interrupted, end_all, find_program, processors},
     results::{Figures, Machine, Results, Run},
 };
@@ -115,7 +115,8 @@ pub(crate) fn all(wish: &Wish) -> Outcome<(Results, bool)> {
         },
         nats: wish.nats.clone().or_else(find_nats),
     };
-    let mut results = Results { machine: machine(wish), ..Results::default() };
+    let mut results =
+        Results { machine: machine(wish.repetitions, wish.warm_up, wish.window), ..Results::default() };
     let mut whole = true;
     for repetition in 1..=wish.repetitions {
         results.limits.push(limits::measure(directory.path(), wish.limits_scale)?);
@@ -179,6 +180,7 @@ fn one<B: Broker>(
             let plan = Plan {
                 run: number as u16,
                 load: *load,
+                producers: PRODUCERS,
                 warm_up,
                 window,
                 in_order: broker.describe().in_order,
@@ -233,7 +235,7 @@ fn say(row: &str, load: Load, figures: &Figures) {
 }
 
 /// The last words of its nodes, for whoever looks into it.
-fn keep_logs(row: &str, directory: &Path) {
+pub(crate) fn keep_logs(row: &str, directory: &Path) {
     let logs = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     for log in logs.filter(|path| path.extension().is_some_and(|extension| extension == "log")) {
         let text = fs::read_to_string(&log).unwrap_or_default();
@@ -246,7 +248,7 @@ fn keep_logs(row: &str, directory: &Path) {
 }
 
 /// On a file system in memory, synced means nothing.
-fn refuse_memory(directory: &Path) -> Outcome<()> {
+pub(crate) fn refuse_memory(directory: &Path) -> Outcome<()> {
     let kind = rustix::fs::statfs(directory).during(directory.display())?.f_type;
     if kind as u64 == TMPFS_MAGIC {
         return Err(Failure::broken(format!(
@@ -257,7 +259,7 @@ fn refuse_memory(directory: &Path) -> Outcome<()> {
     Ok(())
 }
 
-fn build_swarmmq() -> Outcome<PathBuf> {
+pub(crate) fn build_swarmmq() -> Outcome<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     note("building swarmmq; --swarmmq PATH takes another one");
     let built = Command::new("cargo")
@@ -279,7 +281,7 @@ fn find_nats() -> Option<PathBuf> {
     if installed.is_file() { Some(installed) } else { find_program("nats-server") }
 }
 
-fn machine(wish: &Wish) -> Machine {
+pub(crate) fn machine(repetitions: u32, warm_up: Duration, window: Duration) -> Machine {
     let field = |file: &str, name: &str| {
         let text = fs::read_to_string(file).unwrap_or_default();
         let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
@@ -292,9 +294,9 @@ fn machine(wish: &Wish) -> Machine {
         memory_gib: (kib / 1_048_576.0 * 10.0).round() / 10.0,
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
         date: date(SystemTime::now()),
-        repetitions: wish.repetitions,
-        warm_up_s: wish.warm_up.as_secs_f64(),
-        window_s: wish.window.as_secs_f64(),
+        repetitions,
+        warm_up_s: warm_up.as_secs_f64(),
+        window_s: window.as_secs_f64(),
     }
 }
 

@@ -12,35 +12,61 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use serde::Deserialize;
 use swarmmq_client::{
     Address, AdminRequest, ClientKeyring, Consumer as ClientConsumer, Message, Options, Order, Pending,
-    Producer as ClientProducer, ProducerOptions, Received as ClientReceived, SubscribeOptions, SwarmMq,
+    Producer as ClientProducer, ProducerOptions, Received as ClientReceived, StartAt, SubscribeOptions,
+    SwarmMq,
 };
+use tokio::task::JoinSet;
 
 use super::{Broker, Connector, Consumer, Description, Place, Producer, Received};
 use crate::{
     failure::{During, Failure, Outcome},
     plan::{IN_FLIGHT, InOrder, KEYS, Load},
-    process::{Pid, output_of, wait_until},
+    process::{Pid, check_interrupted, output_of, wait_until},
 };
 
-const NODES: u16 = 5;
 const GROUP: &str = "bench";
 /// As many as `swarmmq bench` has.
 const CREDIT_MESSAGES: u32 = 1024;
 const CREDIT_BYTES: u64 = 32 << 20;
 /// Time for a message's fate: longer than any failover.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// Messages of a backlog: how many are under way while it is made, and how long they are.
+const FILL_IN_FLIGHT: usize = 4096;
+const FILL_BYTES: usize = 128;
+const CONNECTS_AT_ONCE: usize = 64;
 const HEALTHY_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// Five nodes.
+/// A cluster.
 pub(crate) struct Swarm {
     program: PathBuf,
     directory: PathBuf,
     description: Description,
-    order: Order,
+    setup: Setup,
     killed: Option<u16>,
+}
+
+/// How many nodes there are, and what there is besides the load that is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    pub(crate) nodes: u16,
+    pub(crate) order: Order,
+    /// Clients that are connected and do nothing.
+    pub(crate) connections: u32,
+    /// Addresses that exist.
+    pub(crate) addresses: u32,
+    /// Groups, each with a consumer that settles everything.
+    pub(crate) groups: u16,
+    /// Messages that a group nobody consumes in has before it.
+    pub(crate) backlog: u64,
+}
+
+impl Setup {
+    pub(crate) const PLAIN: Self =
+        Self { nodes: 5, order: Order::Total, connections: 0, addresses: 1, groups: 1, backlog: 0 };
 }
 
 #[derive(Deserialize)]
@@ -73,6 +99,33 @@ struct Status {
 }
 
 impl Swarm {
+    /// Starts a cluster like that; what there is besides comes with the address of a load.
+    pub(crate) fn with(place: &Place, setup: Setup) -> Outcome<Self> {
+        let (in_order, spread) = match setup.order {
+            Order::None => (InOrder::None, "one address of order `none` (16 shards)"),
+            Order::Key => (InOrder::Key, "one address of order `key` (16 shards, 256 keys)"),
+            Order::Total => (InOrder::Producer, "one address of order `total` (one shard)"),
+        };
+        let copies = if setup.nodes < 3 { 1 } else { 3 };
+        let version = output_of(Command::new(&place.swarmmq).arg("--version"))?.trim().to_owned();
+        let swarm = Self {
+            program: place.swarmmq.clone(),
+            directory: place.directory.join("swarm"),
+            description: Description {
+                version,
+                setup: format!("{} nodes, {copies} copies, {spread}, sealed, TLS", setup.nodes),
+                durability: "`fdatasync` on a majority".into(),
+                in_order,
+                replicated: true,
+            },
+            setup,
+            killed: None,
+        };
+        swarm.dev(&["up", "--nodes", &setup.nodes.to_string()])?;
+        swarm.wait_healthy()?;
+        Ok(swarm)
+    }
+
     fn cluster(&self) -> Outcome<Cluster> {
         let file = self.directory.join("cluster.json");
         let text = fs::read_to_string(&file).during(file.display())?;
@@ -130,30 +183,13 @@ impl Broker for Swarm {
     type Connector = SwarmConnector;
 
     fn start(place: &Place, configuration: &str) -> Outcome<Self> {
-        let (order, in_order, spread) = match configuration {
-            "spread" => (Order::None, InOrder::None, "one address of order `none` (16 shards)"),
-            "key" => (Order::Key, InOrder::Key, "one address of order `key` (16 shards, 256 keys)"),
-            _ => (Order::Total, InOrder::Producer, "one address of order `total` (one shard)"),
+        let order = match configuration {
+            "spread" => Order::None,
+            "key" => Order::Key,
+            _ => Order::Total,
         };
-        let version = output_of(Command::new(&place.swarmmq).arg("--version"))?.trim().to_owned();
-        let swarm = Self {
-            program: place.swarmmq.clone(),
-            directory: place.directory.join("swarm"),
-            description: Description {
-                version,
-                setup: format!("5 nodes, 3 copies, {spread}, sealed, TLS"),
-                durability: "`fdatasync` on a majority".into(),
-                in_order,
-                replicated: true,
-            },
-            order,
-            killed: None,
-        };
-        swarm.dev(&["up", "--nodes", &NODES.to_string()])?;
-        swarm.wait_healthy()?;
-        Ok(swarm)
+        Self::with(place, Setup { order, ..Setup::PLAIN })
     }
-
     fn describe(&self) -> &Description {
         &self.description
     }
@@ -166,12 +202,23 @@ impl Broker for Swarm {
     async fn create(&mut self, name: &str, _load: Load) -> Outcome<()> {
         let address = Address::parse(name).during(name)?;
         let client = self.connector(name, Load::Idle)?.connect().await?;
-        client.resolve(&address, true, Some(self.order)).await.during("cannot make the address")?;
+        client.resolve(&address, true, Some(self.setup.order)).await.during("cannot make the address")?;
+        for number in 1..self.setup.addresses {
+            let other = Address::parse(&format!("{name}.other-{number}")).during(name)?;
+            client.resolve(&other, true, Some(Order::Total)).await.during("cannot make another address")?;
+        }
+        if self.setup.backlog > 0 {
+            fill(&client, name, self.setup.backlog).await?;
+        }
         client.close().await;
         Ok(())
     }
 
     async fn remove(&mut self, name: &str) -> Outcome<()> {
+        if self.setup.backlog > 0 {
+            // It goes with the cluster; removing millions of messages takes longer than a client waits.
+            return Ok(());
+        }
         let address = Address::parse(name).during(name)?;
         let client = self.connector(name, Load::Idle)?.connect().await?;
         let removed = client.admin(AdminRequest::AddressRemove { address, dry_run: false }).await;
@@ -184,7 +231,7 @@ impl Broker for Swarm {
         let cluster = self.cluster()?;
         let survivors = running(&cluster).filter(|node| Some(node.id) != killed);
         let servers = survivors.map(|node| node.client.clone()).collect();
-        Ok(SwarmConnector { keyring: cluster.keyring, servers, order: self.order })
+        Ok(SwarmConnector { keyring: cluster.keyring, servers, setup: self.setup })
     }
 
     async fn kill_leader(&mut self, name: &str) -> Outcome<()> {
@@ -201,12 +248,38 @@ impl Broker for Swarm {
     }
 }
 
+/// Publishes `count` small messages that a group must keep in which nobody consumes.
+async fn fill(client: &SwarmMq, name: &str, count: u64) -> Outcome<()> {
+    let options =
+        SubscribeOptions { group: "behind".into(), credit_messages: 1, ..SubscribeOptions::default() };
+    client.subscribe(name, options).await.during("cannot make a group")?.close().await;
+    let options =
+        ProducerOptions { in_flight: FILL_IN_FLIGHT, deadline: DEADLINE, order: None, policy: None };
+    let producer = client.producer(options);
+    let mut open = VecDeque::with_capacity(FILL_IN_FLIGHT);
+    for number in 0..count {
+        check_interrupted()?;
+        let body = Bytes::from(format!("{number:0FILL_BYTES$}"));
+        open.push_back(producer.enqueue(Message::new(name, body)).await.during("cannot fill")?);
+        if open.len() >= FILL_IN_FLIGHT
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.await.during("cannot fill")?;
+        }
+    }
+    for pending in open {
+        pending.await.during("cannot fill")?;
+    }
+    producer.close().await;
+    Ok(())
+}
+
 /// Connects to the nodes.
 #[derive(Clone)]
 pub(crate) struct SwarmConnector {
     keyring: PathBuf,
     servers: Vec<String>,
-    order: Order,
+    setup: Setup,
 }
 
 impl SwarmConnector {
@@ -214,6 +287,17 @@ impl SwarmConnector {
         let keyring = ClientKeyring::load(&self.keyring).during("cannot read the keyring")?;
         let options = Options::new(self.servers.clone(), keyring);
         SwarmMq::connect(options).await.during("cannot connect to swarmmq")
+    }
+
+    /// Clients that do nothing, some at a time.
+    async fn idle(&self) -> Outcome<Vec<SwarmMq>> {
+        let mut clients = Vec::new();
+        while clients.len() < self.setup.connections as usize {
+            check_interrupted()?;
+            let count = (self.setup.connections as usize - clients.len()).min(CONNECTS_AT_ONCE);
+            clients.extend(try_join_all((0..count).map(|_| self.connect())).await?);
+        }
+        Ok(clients)
     }
 }
 
@@ -226,14 +310,14 @@ impl Connector for SwarmConnector {
         let producer = client.producer(ProducerOptions {
             in_flight: IN_FLIGHT,
             deadline: DEADLINE,
-            order: Some(self.order),
+            order: Some(self.setup.order),
             policy: None,
         });
-        let keys = match self.order {
+        let keys = match self.setup.order {
             Order::Key => (0..KEYS).map(|key| Bytes::from(format!("p{number}k{key}"))).collect(),
             Order::Total | Order::None => Vec::new(),
         };
-        let in_order = self.order == Order::Total;
+        let in_order = self.setup.order == Order::Total;
         Ok(SwarmProducer { client, producer, address: name.into(), keys, in_order, open: VecDeque::new() })
     }
 
@@ -243,10 +327,22 @@ impl Connector for SwarmConnector {
             group: GROUP.into(),
             credit_messages: CREDIT_MESSAGES,
             credit_bytes: CREDIT_BYTES,
+            // Behind a backlog that is there before.
+            start: Some(StartAt::End),
             ..SubscribeOptions::default()
         };
+        let mut others = JoinSet::new();
+        for number in 1..self.setup.groups {
+            let options = SubscribeOptions { group: format!("{GROUP}-{number}"), ..options.clone() };
+            let mut other = client.subscribe(name, options).await.during("cannot subscribe")?;
+            others.spawn_local(async move {
+                while let Some(Ok(received)) = other.next().await {
+                    drop(received.ack_later());
+                }
+            });
+        }
         let consumer = client.subscribe(name, options).await.during("cannot subscribe")?;
-        Ok(SwarmConsumer { client, consumer })
+        Ok(SwarmConsumer { client, consumer, _idle: self.idle().await?, _others: others })
     }
 }
 
@@ -324,6 +420,10 @@ impl Producer for SwarmProducer {
 pub(crate) struct SwarmConsumer {
     client: SwarmMq,
     consumer: ClientConsumer,
+    /// Connected as long as this is.
+    _idle: Vec<SwarmMq>,
+    /// Consumers of other groups.
+    _others: JoinSet<()>,
 }
 
 impl Consumer for SwarmConsumer {
