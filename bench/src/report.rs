@@ -8,7 +8,7 @@ use crate::{
     measure::Spread,
     plan::{Load, bytes, thousands},
     plot::{self, Group, Scale},
-    results::{Figures, Results, Traffic},
+    results::{Figures, Machine, Results, Traffic},
 };
 
 /// Processors used by others above which a run was disturbed. On a quiet machine they use a few hundredths.
@@ -91,12 +91,9 @@ pub(crate) fn cell(spread: Option<Spread>) -> String {
     }
 }
 
-fn machine(results: &Results) -> String {
-    let machine = &results.machine;
-    let limits = &results.limits;
-    let of = |figure: fn(&crate::results::Limits) -> f64| cell(Spread::of(limits.iter().map(figure)));
-    let mut text = disturbed(results);
-    text += &format!(
+/// When and on what, and how often.
+pub(crate) fn measured_on(machine: &Machine) -> String {
+    format!(
         "{}: {} processors ({}), {} GiB, Linux {}. {} repetitions by turns, {} s of warm-up, {} s that count.\n\n",
         machine.date,
         machine.processors,
@@ -106,7 +103,14 @@ fn machine(results: &Results) -> String {
         machine.repetitions,
         machine.warm_up_s,
         machine.window_s
-    );
+    )
+}
+
+fn machine(results: &Results) -> String {
+    let limits = &results.limits;
+    let of = |figure: fn(&crate::results::Limits) -> f64| cell(Spread::of(limits.iter().map(figure)));
+    let mut text = disturbed(results);
+    text += &measured_on(&results.machine);
     text += &table(
         &["limit of the machine", "measured"],
         [

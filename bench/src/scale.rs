@@ -22,7 +22,7 @@ use crate::{
     plan::{Load, PRODUCERS, Plan, bytes, thousands},
     plot::{self, Group, Scale},
     process::{adopt_orphans, check_interrupted, end_all},
-    report::{cell, replace, table},
+    report::{cell, measured_on, replace, table},
     results::{Figures, Machine, Traffic},
     run::{keep_logs, note, refuse_memory},
 };
@@ -228,18 +228,7 @@ impl Curves {
 
 /// Everything, as it goes to standard output.
 pub(crate) fn page(curves: &Curves) -> String {
-    let machine = &curves.machine;
-    let mut text = format!(
-        "{}: {} processors ({}), {} GiB, Linux {}. {} repetitions by turns, {} s of warm-up, {} s that count.\n\n",
-        machine.date,
-        machine.processors,
-        machine.model,
-        machine.memory_gib,
-        machine.kernel,
-        machine.repetitions,
-        machine.warm_up_s,
-        machine.window_s
-    );
+    let mut text = measured_on(&curves.machine);
     for curve in curves.curves() {
         let values = curves.values(curve);
         let cost = |value: u64| curves.cost(curve, value);

@@ -190,6 +190,7 @@ impl Broker for Swarm {
         };
         Self::with(place, Setup { order, ..Setup::PLAIN })
     }
+
     fn describe(&self) -> &Description {
         &self.description
     }

@@ -218,3 +218,45 @@ fn whoever_holds_an_earlier_attempt_does_not_have_the_later_one() {
     let again: Vec<_> = cluster.deliveries(client).iter().map(|item| (item.offset, item.attempt)).collect();
     assert_eq!(again, [(item.offset, Attempt(3))]);
 }
+
+/// A group that begins anew, as after a purge, still knows which subscription of a consumer is the youngest: the elder one,
+/// joined once more by its node, would be fed in its stead.
+#[test]
+fn a_group_that_begins_anew_knows_whom_it_feeds() {
+    let Scene { mut cluster, leader, edge, client: left, .. } = held_by_way_of_another();
+    let mut sender = Sender::new(7);
+    let client = cluster.connect(leader);
+    cluster.join(client, "a", "g", 1, 10);
+    let purge = AdminRequest::AddressPurge { address: Address::parse("a").unwrap(), dry_run: false };
+    let answer = cluster.ask(client, &Frame::Admin(Admin(purge)));
+    assert!(matches!(answer, Frame::AdminReply(_)), "{answer:?}");
+    cluster.deliveries(client);
+    cluster.cut(edge, leader);
+    cluster.pass(Duration::from_millis(300));
+    cluster.link(edge, leader);
+    cluster.pass(Duration::from_millis(500));
+    (0..4).for_each(|_| assert!(!cluster.publish(client, &mut sender, "a"), "new"));
+    assert_eq!((cluster.deliveries(client).len(), cluster.deliveries(left).len()), (4, 0));
+}
+
+/// Of thousands of consumers that came and went a group forgets the order, but not of those that it feeds.
+#[test]
+fn a_consumer_that_is_fed_is_not_taken_for_its_elder_after_thousands_of_others() {
+    let Scene { mut cluster, leader, edge, client: left, .. } = held_by_way_of_another();
+    let mut sender = Sender::new(7);
+    let client = cluster.connect(leader);
+    cluster.join(client, "a", "g", 1, 10);
+    let again = cluster.deliveries(client).remove(0);
+    cluster.ask(client, &settle(1, &[&again], SettleAction::Ack));
+    for number in 0..64 {
+        let others = cluster.connect(leader);
+        (0..64).for_each(|other| cluster.join(others, "a", "g", 2 + number * 64 + other, 1));
+        cluster.input(leader, Input::Disconnected { connection: others.1 });
+    }
+    cluster.cut(edge, leader);
+    cluster.pass(Duration::from_millis(300));
+    cluster.link(edge, leader);
+    cluster.pass(Duration::from_millis(500));
+    (0..4).for_each(|_| assert!(!cluster.publish(client, &mut sender, "a"), "new"));
+    assert_eq!((cluster.deliveries(client).len(), cluster.deliveries(left).len()), (4, 0));
+}

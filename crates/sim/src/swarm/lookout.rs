@@ -1,7 +1,7 @@
 //! Looks at the whole cluster four times a second, and whenever a node calls another one dead: how things are, what each node
 //! believes, and since when nothing is in the way. The judges of routes and of the living say what is wrong with that.
 //!
-//! Here stand their bounds. Absent here: what is wrong (`judge/paths`, `judge/pictures`, `judge/deaths`, `judge/changes`).
+//! Here stand their bounds, and the judge of leases, which needs clients and nodes together. Absent here: what else is wrong (`judge/paths`, `judge/pictures`, `judge/deaths`, `judge/changes`).
 
 use std::collections::BTreeMap;
 
@@ -48,8 +48,8 @@ fn bound(loss_permille: u64) -> u64 {
 /// Changes of one path in a minute that need no reason.
 const CHANGES_MAX: u64 = 2;
 
-/// How long a message may be leased to a consumer that takes part and does not have it, whatever is broken: a connection that is
-/// broken in silence is left sooner.
+/// How long a message may be leased to a consumer that takes part and does not have it, when all is mended: a connection that
+/// broke in silence before is left sooner. While faults go on, a leader that does not know it is deposed has leases too.
 const ASTRAY_MAX: u64 = 2 * SECOND;
 
 /// What is between two hosts, as far as a change of it means that something happened.
@@ -70,7 +70,7 @@ struct Standing {
     awake: Option<u64>,
 }
 
-/// One lease: of which message, in which group, for which time, whose.
+/// One lease: of which message, in which group, which delivery of it, whose.
 type Leasing = (DeliveryId, GroupName, Attempt, ConsumerId);
 
 /// What was noted of earlier looks.

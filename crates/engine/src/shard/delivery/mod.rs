@@ -37,7 +37,7 @@ use crate::{
 
 /// Offsets of one group that wait for their key, at most; scanning stops there.
 const WAITING_FOR_KEY_MAX: usize = 65_536;
-/// Consumers of one group whose youngest subscription is remembered, before those that hold nothing are forgotten.
+/// Consumers of one group whose youngest subscription is remembered, before those that are not fed and hold nothing are forgotten.
 const CONSUMERS_RANKED_MAX: usize = 4096;
 /// Messages returned in one event, at most.
 const RETURNED_MAX: usize = 1024;
@@ -208,16 +208,24 @@ enum Rank {
 }
 
 impl Run {
-    fn rank(&mut self, consumer: ConsumerId, order: u64, route: Route) -> Rank {
+    fn rank(
+        &mut self,
+        members: &BTreeMap<SubscriberId, Member>,
+        consumer: ConsumerId,
+        order: u64,
+        route: Route,
+    ) -> Rank {
         match self.youngest.get(&consumer) {
             Some((known, _)) if order < *known => return Rank::Older,
             Some(known) if *known == (order, route) => return Rank::Again,
             _ => {}
         }
         if self.youngest.len() >= CONSUMERS_RANKED_MAX {
-            // Who holds nothing has nothing to lose by a late join.
-            let leases = &self.leases;
-            self.youngest.retain(|known, _| leases.values().any(|lease| lease.consumer == *known));
+            // Who is not fed and holds nothing has nothing to lose by a late join; who is fed would be fed no more.
+            let fed = self.subscribers.iter().map(|subscriber| members[subscriber].consumer);
+            let concerned: BTreeSet<ConsumerId> =
+                fed.chain(self.leases.values().map(|lease| lease.consumer)).collect();
+            self.youngest.retain(|known, _| concerned.contains(known));
         }
         self.youngest.insert(consumer, (order, route));
         Rank::Youngest
@@ -337,7 +345,7 @@ impl Delivery {
             self.runs.insert(name.clone(), run);
         }
         let run = self.runs.get_mut(&name).expect("inserted above if it was missing");
-        let rank = run.rank(consumer, order, route);
+        let rank = run.rank(&self.subscribers, consumer, order, route);
         let heeds_elders = self.bugs.has(Bug::HeedElders);
         if rank == Rank::Youngest && !heeds_elders {
             // What went by a way that the consumer has left would reach nobody, and nobody else until its lease runs out.
