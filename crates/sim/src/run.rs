@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Seeds after which a planted bug counts as not found.
-pub const HUNT_SEEDS_MAX: u64 = 200;
+pub const HUNT_SEEDS_MAX: u64 = 600;
 
 /// How a run ended.
 #[derive(Clone, Debug)]

@@ -175,16 +175,12 @@ fn slow(seed: u64, by: u64) -> Plan {
 /// What a planted bug needs to show itself, where the usual mix rarely has it.
 pub fn hunting(bug: Bug, seed: u64) -> Plan {
     let mut plan = match bug {
-        // Votes of one reign that travel for long, and voters that restart meanwhile.
+        // Two who want to lead and do not hear each other, and between them a voter that restarts and restarts. One seed in a
+        // hundred has it that the second asks before the voter hears the first again.
         Bug::ForgetVoteOnRestart => among(
             3,
             seed,
-            &[
-                (Fault::CrashLeader, 3 * SECOND / 2),
-                (Fault::Crash, 4 * SECOND / 5),
-                (Fault::LinkSlow, 6 * SECOND / 5),
-                (Fault::PowerCut, 11 * SECOND),
-            ],
+            &[(Fault::LinkCut, SECOND), (Fault::CrashLeader, SECOND), (Fault::Crash, SECOND / 3)],
         ),
         // A leader lost between the copy that it takes and the answer, and a disk too full for the next copy; where
         // producers talk to it themselves nobody is left in between to be unsure.
