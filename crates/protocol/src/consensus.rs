@@ -204,6 +204,13 @@ impl Message {
         FIXED_BYTES + numbers + context + entries + snapshot
     }
 
+    /// Whether `next` is an append that goes on where this one ends, in the same term.
+    pub fn goes_on_with(&self, next: &Self) -> bool {
+        let is_append = self.kind == MessageKind::Append && next.kind == MessageKind::Append;
+        let parties = |message: &Self| (message.from, message.to, message.term);
+        is_append && parties(self) == parties(next) && self.index + self.entries.len() as u64 == next.index
+    }
+
     /// Writes the message. Cost: one copy of the entries' data.
     ///
     /// Entries without gaps, a context of at most 65,535 bytes and at most [`REPLICAS_MAX`] voters and learners are the

@@ -142,3 +142,82 @@ fn what_comes_anew_before_all_feeds_are_joined_is_not_called_lost() {
     let Some(Frame::Subscribed(subscribed)) = cluster.answer(again, 900) else { panic!("not joined") };
     assert_eq!(subscribed.lost, []);
 }
+
+/// Sixty groups with a consumer each at the edge, which have sixty messages of 16 KiB before them: seven times the window. Nothing that is sent to the edge arrives.
+fn crowd() -> (Cluster, NodeId, (NodeId, ConnectionId)) {
+    let (mut cluster, edge, client) = fed();
+    let leader = NodeId(1);
+    for group in 2..62 {
+        cluster.join(client, "a", &format!("g{group}"), group, 0);
+    }
+    cluster.take(client);
+    cluster.slow = Some((leader, edge));
+    let other = cluster.connect(leader);
+    let sender = Sender::new(1);
+    let shard = sender.shard("a", None, false);
+    assert_eq!(cluster.ask(other, &sender.open(shard)), Frame::Answer(Answer::ok()));
+    for sequence in 1..=60 {
+        let frame = sender.frame(shard, 1, sender.seal(shard, "a", None, sequence, LARGE));
+        let Frame::Published(Published { runs }) = cluster.ask(other, &frame) else { panic!() };
+        assert_eq!(runs[0].outcome, Outcome::Ok, "{runs:?}");
+    }
+    for subscription in 2..62 {
+        cluster.send(client, &Frame::Credit(Credit { subscription, messages: 100, bytes: 0 }));
+    }
+    cluster.pass(Duration::from_millis(100));
+    (cluster, edge, client)
+}
+
+const LARGE: usize = 16 << 10;
+
+/// Deliveries that wait for the link: for which subscription, and how many bytes.
+fn waiting(cluster: &Cluster) -> Vec<(u64, usize)> {
+    let letters = cluster.late.iter().filter(|(_, _, packet)| packet.class == Class::Delivery);
+    let letters =
+        letters.map(|(_, _, packet)| (Letter::read(packet.body.clone()).unwrap(), packet.body.len()));
+    let deliver = |(letter, bytes)| {
+        if let Letter::Deliver { subscriber, .. } = letter { Some((subscriber, bytes)) } else { None }
+    };
+    letters.filter_map(deliver).collect()
+}
+
+/// Every consumer was sent what it had room for. A hundred of them at one node were more than its link holds: it was given up,
+/// everything on it came again as a second attempt, and the link was too full again.
+#[test]
+fn what_is_on_its_way_to_the_consumers_of_one_node_is_bounded() {
+    let (mut cluster, _, client) = crowd();
+    let bytes: usize = waiting(&cluster).iter().map(|(_, bytes)| bytes).sum();
+    let window = crate::shard::credit::WINDOW_BYTES as usize;
+    assert!((window..window + 4 * LARGE).contains(&bytes), "{bytes} bytes wait for the link");
+    // As the link takes them, the others follow.
+    cluster.slow = None;
+    cluster.packets.append(&mut cluster.late);
+    cluster.pass(Duration::from_millis(100));
+    let came = cluster.deliveries(client);
+    assert_eq!(came.len(), 60 * 60 + 10, "the first consumer had room for ten");
+    assert!(came.iter().all(|item| item.attempt == Attempt(1)));
+}
+
+/// Whatever room there was went to the first groups that had something to send, until they had nothing.
+#[test]
+fn groups_that_share_a_window_take_turns() {
+    let (mut cluster, ..) = crowd();
+    let mut subscribers = BTreeSet::new();
+    let before: BTreeSet<u64> = waiting(&cluster).iter().map(|(subscriber, _)| *subscriber).collect();
+    // Each time there is room for about 32 turns, and half a hundred groups wait.
+    for _ in 0..2 {
+        let mut room = 3 << 20;
+        while room > 0 {
+            let (from, to, packet) = cluster.late.pop_front().expect("more than that waits");
+            room -= packet.body.len() as i64;
+            cluster.input(to, Input::Packet { from, packet });
+        }
+        let still = waiting(&cluster).len();
+        cluster.run();
+        subscribers.extend(waiting(&cluster)[still..].iter().map(|(subscriber, _)| *subscriber));
+        // Whoever looks meanwhile finds no room, and does not forget whose turn it is.
+        cluster.pass(Duration::from_millis(100));
+    }
+    let served = before.union(&subscribers).count();
+    assert_eq!(served, 61, "{} of {}", subscribers.len(), 61 - before.len());
+}

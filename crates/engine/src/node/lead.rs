@@ -97,7 +97,8 @@ impl Node {
                 let Some(id) = self.attending.get(&(self.edge_of(asker), subscriber)).copied() else {
                     return;
                 };
-                self.credits.grant(id, messages, bytes);
+                let at = self.elsewhere(self.edge_of(asker));
+                self.credits.grant(id, at, messages, bytes);
                 for shard in self.attendees[&id].shards.clone() {
                     self.dirty[shard] = true;
                 }
@@ -128,6 +129,11 @@ impl Node {
             Asker::Here(_) => self.config.node,
             Asker::There(node, _) => node,
         }
+    }
+
+    /// `node`, unless it is this one.
+    fn elsewhere(&self, node: NodeId) -> Option<NodeId> {
+        (node != self.config.node).then_some(node)
     }
 
     /// A number under which a shard may answer `asker`.
@@ -191,7 +197,7 @@ impl Node {
             }
         };
         self.attendees.get_mut(&id).expect("found or inserted above").shards.insert(index);
-        self.credits.grant(id, credit_messages, credit_bytes);
+        self.credits.grant(id, self.elsewhere(edge), credit_messages, credit_bytes);
         let shard = &mut self.shards[index];
         shard.unsubscribe(id);
         let (address, group, held) = (&address, &group, &held);
@@ -245,22 +251,34 @@ impl Node {
                 continue;
             }
             let shard = self.shards[index].id();
+            let letter = |parcels| Letter::Deliver { subscriber: number, shard, term, parcels };
             let mut parcels: Vec<Parcel> = Vec::new();
-            let mut bytes = 0;
+            let (mut bytes, mut before) = (0, 0);
             for delivery in deliveries {
-                if bytes > 0 && bytes + delivery.sealed.len() > LETTER_BYTES {
-                    let parcels = std::mem::take(&mut parcels);
-                    self.post(
-                        edge,
-                        Class::Delivery,
-                        Letter::Deliver { subscriber: number, shard, term, parcels },
-                    );
-                    bytes = 0;
+                if bytes > before && bytes - before + delivery.sealed.len() > LETTER_BYTES {
+                    self.post(edge, Class::Delivery, letter(std::mem::take(&mut parcels)));
+                    before = bytes;
                 }
                 bytes += delivery.sealed.len();
                 parcels.push(parcel(delivery));
             }
-            self.post(edge, Class::Delivery, Letter::Deliver { subscriber: number, shard, term, parcels });
+            self.post(edge, Class::Delivery, letter(parcels));
+            if self.ways.lead_to(edge) {
+                self.credits.sent(edge, bytes as u64);
+            }
+        }
+        self.credits.chosen_is_over();
+    }
+
+    /// What was sent to consumers at `edge` has arrived there: others of them may be sent something now.
+    pub(super) fn window_moves(&mut self, edge: NodeId, bytes: u64) {
+        if !self.credits.arrived(edge, bytes) {
+            return;
+        }
+        for (_, id) in self.attending.range((edge, 0)..=(edge, u64::MAX)) {
+            for shard in &self.attendees[id].shards {
+                self.dirty[*shard] = true;
+            }
         }
     }
 

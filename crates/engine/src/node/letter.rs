@@ -70,6 +70,8 @@ pub(super) enum Letter {
         term: Term,
         items: Vec<(Offset, Attempt)>,
     },
+    /// So many sealed bytes of deliveries arrived since this was said last.
+    Arrived(u64),
     Leads(Vec<Lead>),
     StateWanted {
         shard: ShardId,
@@ -77,6 +79,13 @@ pub(super) enum Letter {
     StatePart {
         shard: ShardId,
         part: StatePart,
+    },
+    /// So many parts of a state are there, from the first on: more may follow.
+    PartsCame {
+        shard: ShardId,
+        index: u64,
+        term: u64,
+        come: u32,
     },
     PayloadsWanted {
         shard: ShardId,
@@ -358,6 +367,17 @@ impl Letter {
                 out.put_u8(health.is_below_reserve.into());
                 out.put_u8(health.has_stopped.into());
             }
+            Self::PartsCame { shard, index, term, come } => {
+                out.put_u8(17);
+                out.put_u32(shard.0);
+                out.put_u64(*index);
+                out.put_u64(*term);
+                out.put_u32(*come);
+            }
+            Self::Arrived(bytes) => {
+                out.put_u8(16);
+                out.put_u64(*bytes);
+            }
             Self::Slow(is_slow) => {
                 out.put_u8(15);
                 out.put_u8((*is_slow).into());
@@ -452,6 +472,10 @@ impl Letter {
                 has_stopped: r.flag("stopped")?,
             }),
             15 => Self::Slow(r.flag("slow")?),
+            16 => Self::Arrived(r.u64()?),
+            17 => {
+                Self::PartsCame { shard: ShardId(r.u32()?), index: r.u64()?, term: r.u64()?, come: r.u32()? }
+            }
             11 => Self::Broken { destination: NodeId(r.u16()?), next: NodeId(r.u16()?) },
             13 => {
                 let (ticket, to) = (r.u64()?, r.u16()?);
@@ -520,6 +544,8 @@ mod tests {
             Letter::Consensus(vec![(shard, message)]),
             Letter::Deliver { subscriber: 1, shard, term: Term(2), parcels: vec![parcel] },
             Letter::Expired { subscriber: 1, shard, term: Term(2), items: vec![(Offset(1), Attempt(2))] },
+            Letter::Arrived(1),
+            Letter::PartsCame { shard, index: 1, term: 2, come: 3 },
             Letter::Leads(vec![lead]),
             Letter::StateWanted { shard },
             Letter::StatePart { shard, part },

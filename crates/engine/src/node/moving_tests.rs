@@ -3,6 +3,7 @@
 use swarmmq_protocol::consensus::{Message, MessageKind};
 
 use super::*;
+use crate::shard::intake::StatePart;
 
 #[test]
 fn a_drained_node_holds_nothing_and_a_removed_one_is_not_let_in_again() {
@@ -113,4 +114,51 @@ fn a_group_gives_up_no_voter_it_needs_while_another_is_lost() {
         voters(cluster).into_iter().all(|voter| node_of(voter) != drained)
     });
     cluster.publish(client, &mut sender, "a");
+}
+
+/// All parts of a state were sent at once. Of a shard with a million messages that was more than a link holds: it was given
+/// up for being too full, the state was asked for again, and whoever needed it never got it.
+#[test]
+fn a_large_state_is_given_a_few_parts_at_a_time() {
+    let mut cluster = healthy(3);
+    let sender = Sender::new(1);
+    let shard = sender.shard("a", None, false);
+    let index = shard.0 as usize;
+    let leader = cluster.leader(shard);
+    let lost = (1..=3).map(NodeId).find(|node| *node != leader).unwrap();
+    let client = cluster.connect(leader);
+    cluster.make(client, "a");
+    assert_eq!(cluster.ask(client, &sender.open(shard)), Frame::Answer(Answer::ok()));
+    cluster.kill(lost);
+    let (frames, per_frame) = (1_000, 250);
+    for first in (0..frames).map(|frame| 1 + frame * per_frame) {
+        let sealed = (first..first + per_frame).flat_map(|n| sender.seal(shard, "a", None, n, 0)).collect();
+        let Frame::Published(Published { runs }) =
+            cluster.ask(client, &sender.frame(shard, per_frame as u16, sealed))
+        else {
+            panic!()
+        };
+        assert_eq!(runs[0].outcome, Outcome::Ok, "{runs:?}");
+    }
+    let now = cluster.now;
+    let shards = &mut cluster.node(leader).shards;
+    let given = shards[index].give_state(now, lost);
+    let (of, parts) = ((given[0].index, given[0].term), given[0].parts);
+    assert!(parts > 5, "{parts} parts");
+    let numbers = |parts: Vec<StatePart>| parts.iter().map(|part| part.part).collect::<Vec<_>>();
+    assert_eq!(numbers(given), [0, 1, 2, 3]);
+    assert_eq!(numbers(shards[index].give_more(now, lost, of, 1)), [4]);
+    assert_eq!(numbers(shards[index].give_more(now, lost, of, 1)), [], "it knows that already");
+    assert_eq!(numbers(shards[index].give_more(now, lost, (of.0, of.1 + 1), 4)), [], "another one");
+    assert_eq!(numbers(shards[index].give_more(now, lost, of, parts)), (5..parts).collect::<Vec<_>>());
+    assert!(shards[index].give_more(now, lost, of, parts).is_empty(), "all of it was sent");
+    cluster.start(lost);
+    cluster.until("it has all of it", Duration::from_secs(10), |cluster| {
+        let applied =
+            |node: NodeId| cluster.hosts[&node].node.as_ref().unwrap().shards[index].state().applied;
+        applied(lost) == applied(leader)
+    });
+    let queues = &cluster.node(lost).shards[index].state().queues;
+    let messages = &queues[&Address::parse("a").unwrap()].messages;
+    assert_eq!(messages.len(), frames as usize * per_frame as usize);
 }

@@ -12,6 +12,7 @@ use swarmmq_protocol::{
     consensus::{Message, MessageKind},
     error::Code,
     id::{Address, NodeId, ShardId},
+    limits::PACKET_BYTES_MAX,
     packet::{Arrived, Class, Conversation, Packet},
     policy::Setting,
     session::peer::PeerHello,
@@ -22,14 +23,15 @@ use super::{
     Neighbour, Node, Now, Reading,
     ask::{Asker, Purpose},
     join,
-    letter::{Health, Lead, Letter},
+    letter::{Health, Lead, Letter, Parcel},
     question::Question,
     way::Heard,
 };
 use crate::shard::{
     Work,
+    credit::WINDOW_BYTES,
     event::{CatalogEvent, Event},
-    intake::{Payload, Wanted},
+    intake::{Payload, StatePart, Wanted},
     member::{Member, NodeEvent, node_of},
 };
 
@@ -47,6 +49,9 @@ const LEAVE_PAUSE: Duration = Duration::from_millis(100);
 const LEAVES_MAX: u32 = 8;
 /// Bytes of consensus messages in one packet, unless one alone is longer.
 const BATCH_BYTES: usize = 1 << 20;
+/// Whatever is made up here is bounded far below that.
+const TOO_LONG: &str =
+    "a packet for another node was too long to be sent: a fault of SwarmMQ, to be reported";
 /// Fetches of payloads under way, at most; who asks for more asks again.
 const FETCHES_MAX: usize = 64;
 
@@ -88,6 +93,8 @@ pub(super) struct Peers {
     /// To be packed; the lists stay and keep their room, nearly every wake-up fills some.
     consensus: BTreeMap<(NodeId, Class), Vec<(ShardId, Message)>>,
     fetches: BTreeMap<u64, Fetch>,
+    /// Sealed bytes of deliveries from each leader that it has not been told have arrived.
+    arrived: BTreeMap<NodeId, u64>,
     /// With whom links are wanted, as told last.
     told: Vec<Neighbour>,
     next_announcement: Instant,
@@ -190,6 +197,7 @@ impl Node {
             self.post(node, Class::Heartbeat, Letter::Leads(leads));
         }
         self.post(node, Class::Heartbeat, Letter::Health(self.peers.told_health));
+        self.post(node, Class::Heartbeat, Letter::Arrived(0));
         if self.peers.leaving.told {
             self.post(node, Class::Heartbeat, Letter::Slow(true));
         }
@@ -262,6 +270,8 @@ impl Node {
             self.dirty[index] = true;
         }
         self.dismiss_all_of(node);
+        self.credits.lost(node);
+        self.peers.arrived.remove(&node);
         self.forget_looks_of(node);
         self.asks_lost(now, node);
         self.feeds_lost(now, node);
@@ -336,9 +346,11 @@ impl Node {
             Letter::Deliver { subscriber, shard, term, parcels } => {
                 if let Some(index) = self.index_of(shard) {
                     let id = crate::shard::delivery::SubscriberId(subscriber);
+                    self.delivery_arrived(from, &parcels);
                     self.hand_out(now, id, index, (from, term), parcels);
                 }
             }
+            Letter::Arrived(bytes) => self.window_moves(from, bytes),
             Letter::Expired { subscriber, shard, term, items } => {
                 if let Some(index) = self.index_of(shard) {
                     let id = crate::shard::delivery::SubscriberId(subscriber);
@@ -348,9 +360,13 @@ impl Node {
             Letter::Leads(leads) => leads.into_iter().for_each(|lead| self.heard_of(now, from, lead)),
             Letter::StateWanted { shard } => {
                 let Some(index) = self.index_of(shard) else { return };
-                for part in self.shards[index].give_state(now, from) {
-                    self.post(from, Class::Bulk, Letter::StatePart { shard, part });
-                }
+                let parts = self.shards[index].give_state(now, from);
+                self.post_state(from, shard, parts);
+            }
+            Letter::PartsCame { shard, index: of, term, come } => {
+                let Some(index) = self.index_of(shard) else { return };
+                let parts = self.shards[index].give_more(now, from, (of, term), come);
+                self.post_state(from, shard, parts);
             }
             Letter::StatePart { shard, part } => {
                 let Some(index) = self.index_of(shard) else { return };
@@ -402,6 +418,22 @@ impl Node {
         self.shards[index].told_of_group(&lead.voters, &lead.learners, lead.applied, lead.is_settled);
         self.peers.views.insert(index, lead);
         self.led_by(now, index, term, from);
+    }
+
+    fn post_state(&mut self, to: NodeId, shard: ShardId, parts: Vec<StatePart>) {
+        for part in parts {
+            self.post(to, Class::Bulk, Letter::StatePart { shard, part });
+        }
+    }
+
+    /// Lets a leader know how much of what it sent is here, a quarter of its window at a time.
+    fn delivery_arrived(&mut self, from: NodeId, parcels: &[Parcel]) {
+        let arrived = self.peers.arrived.entry(from).or_default();
+        *arrived += parcels.iter().map(|parcel| parcel.sealed.len() as u64).sum::<u64>();
+        if *arrived >= WINDOW_BYTES / 4 {
+            let bytes = std::mem::take(arrived);
+            self.post(from, Class::Settlement, Letter::Arrived(bytes));
+        }
     }
 
     fn fetch(&mut self, now: Now, to: NodeId, shard: ShardId, wanted: Vec<(Address, u64)>) {
@@ -468,6 +500,7 @@ impl Node {
         for (to, wanted) in work.wanted.drain(..) {
             let letter = match wanted {
                 Wanted::State => Letter::StateWanted { shard },
+                Wanted::Parts { index, term, come } => Letter::PartsCame { shard, index, term, come },
                 Wanted::Payloads(items) => Letter::PayloadsWanted { shard, items },
             };
             self.post(to, Class::Bulk, letter);
@@ -703,14 +736,26 @@ impl Node {
     /// Everything for other nodes, in packets.
     pub(super) fn pack(&mut self, out: &mut super::Effects) {
         let ways = &self.ways;
+        let mut too_long = false;
+        let mut send = |to, class, letter: Letter| {
+            let body = letter.to_bytes();
+            if body.len() > PACKET_BYTES_MAX {
+                too_long = true;
+            } else {
+                out.packets.extend(ways.wrap(to, class, body));
+            }
+        };
         for ((to, class), messages) in &mut self.peers.consensus {
             while !messages.is_empty() {
                 let batch = messages.drain(..fitting(messages)).collect();
-                out.packets.extend(ways.wrap(*to, *class, Letter::Consensus(batch).to_bytes()));
+                send(*to, *class, Letter::Consensus(batch));
             }
         }
         for (to, class, letter) in self.peers.mail.drain(..) {
-            out.packets.extend(ways.wrap(to, class, letter.to_bytes()));
+            send(to, class, letter);
+        }
+        if too_long && !self.counters.problems.iter().any(|problem| problem == TOO_LONG) {
+            self.counters.problems.push(TOO_LONG.to_owned());
         }
         let links = &self.peers.links;
         out.packets.extend(self.relayed.drain(..).filter(|(next, _)| links.contains_key(next)));

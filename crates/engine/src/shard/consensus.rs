@@ -33,8 +33,8 @@ const ELECTION_TICKS: usize = 6;
 pub const TICK_MILLIS: u64 = 100;
 /// Bytes of entries in one append message.
 const APPEND_BYTES_MAX: u64 = 1 << 20;
-/// Unanswered append messages to one follower.
-const APPENDS_IN_FLIGHT_MAX: usize = 64;
+/// Unanswered append messages to one follower: together less than a link holds.
+const APPENDS_IN_FLIGHT_MAX: usize = 32;
 /// Bytes of applied entries that a leader keeps in memory for followers that lag; who lags more is caught up by a snapshot,
 /// which costs all of them much more than this. The node bounds what its shards keep together.
 const LEADER_RETAINED_BYTES_MAX: u64 = 32 << 20;
@@ -344,7 +344,8 @@ impl Consensus {
             max_inflight_msgs: APPENDS_IN_FLIGHT_MAX,
             check_quorum: true,
             pre_vote: true,
-            batch_append: true,
+            // The crate batches without bound, into what no packet can hold: see [`Consensus::say`].
+            batch_append: false,
             max_uncommitted_size: u64::MAX,
             max_committed_size_per_ready: 32 << 20,
             ..Config::default()
@@ -561,7 +562,9 @@ impl Consensus {
         let save = ready.must_sync() && std::mem::take(&mut self.unsaved);
         let hard = save.then(|| self.hard());
         let committed = ready.take_committed_entries();
-        self.outbox.extend(ready.take_messages().into_iter().filter_map(translate::message_from_raft));
+        for message in ready.take_messages().into_iter().filter_map(translate::message_from_raft) {
+            self.say(message);
+        }
         let promises: Vec<Message> =
             ready.take_persisted_messages().into_iter().filter_map(translate::message_from_raft).collect();
         if self.bugs.has(Bug::PromiseBeforeSync) {
@@ -597,6 +600,22 @@ impl Consensus {
             self.outbox.extend(promises);
         }
         self.reseed();
+    }
+
+    /// Puts a message into the outbox. An append that goes on where the one before it ends becomes part of that, as long as
+    /// both together are no longer than one may be: what is proposed at once costs each follower one message.
+    fn say(&mut self, mut message: Message) {
+        let before = self.outbox.iter_mut().rev().find(|before| before.to == message.to);
+        if let Some(before) = before
+            && message.kind == MessageKind::Append
+            && before.goes_on_with(&message)
+            && before.encoded_bytes() + message.encoded_bytes() <= APPEND_BYTES_MAX as usize
+        {
+            before.commit = before.commit.max(message.commit);
+            before.entries.append(&mut message.entries);
+            return;
+        }
+        self.outbox.push(message);
     }
 
     /// Adds what is to be told other replicas now.

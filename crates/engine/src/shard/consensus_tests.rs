@@ -122,3 +122,88 @@ fn a_restarted_voter_commits_what_it_had_stored_in_a_higher_term() {
     assert_eq!(stored.iter().map(|entry| (entry.index, entry.term)).collect::<Vec<_>>(), [(8, 3)]);
     assert_eq!(committed.iter().map(|entry| entry.index).collect::<Vec<_>>(), [6, 7, 8]);
 }
+
+/// Replica 1 of three, leading: what it has said so far was answered by 2 alone.
+fn leading() -> Consensus {
+    let conf = Conf { voters: vec![1, 2, 3], learners: Vec::new() };
+    let mut consensus = Consensus::new(1, Restored { conf, ..founded() }, 0, Bugs::NONE);
+    consensus.campaign();
+    while !consensus.is_leader() {
+        run(&mut consensus, true);
+        let mut said = Vec::new();
+        consensus.take_messages(&mut said);
+        let asked = said.into_iter().filter(|message| message.to == 2);
+        for Message { kind, term, .. } in asked.collect::<Vec<_>>() {
+            let kind = match kind {
+                MessageKind::RequestPreVote => MessageKind::RequestPreVoteResponse,
+                MessageKind::RequestVote => MessageKind::RequestVoteResponse,
+                other => panic!("{other:?}"),
+            };
+            consensus.step(Message { kind, from: 2, to: 1, term, ..Message::default() });
+        }
+    }
+    run(&mut consensus, true);
+    consensus
+}
+
+/// What 1 says to 2 now, of entries.
+fn appends(consensus: &mut Consensus) -> Vec<Message> {
+    run(consensus, true);
+    let mut said = Vec::new();
+    consensus.take_messages(&mut said);
+    said.retain(|message| message.to == 2 && message.kind == MessageKind::Append);
+    said
+}
+
+fn accepts(consensus: &mut Consensus, append: &Message) {
+    let index = append.index + append.entries.len() as u64;
+    let kind = MessageKind::AppendResponse;
+    let commit = append.commit;
+    consensus.step(Message { kind, from: 2, to: 1, term: append.term, index, commit, ..Message::default() });
+}
+
+/// The crate put all that a follower lacked into one append: longer than a packet can be, it was dropped, and the follower
+/// refused what came behind it. So the leader sent all of it again, in one append.
+#[test]
+fn who_lags_is_sent_appends_that_fit_into_packets() {
+    let mut consensus = leading();
+    let first = appends(&mut consensus).remove(0);
+    let megabyte = vec![7; 1 << 20];
+    let last = (0..20).map(|_| consensus.propose(megabyte.clone()).unwrap()).last().unwrap();
+    assert_eq!(appends(&mut consensus), [], "it has not answered yet");
+    accepts(&mut consensus, &first);
+    let mut next = first.index + first.entries.len() as u64 + 1;
+    for append in appends(&mut consensus) {
+        assert!(append.encoded_bytes() <= 2 << 20, "{} bytes", append.encoded_bytes());
+        assert_eq!(append.index + 1, next);
+        assert!(append.entries.iter().map(|entry| entry.index).eq(next..next + append.entries.len() as u64));
+        next += append.entries.len() as u64;
+    }
+    assert_eq!(next, last + 1, "all of it is under way");
+}
+
+#[test]
+fn what_is_proposed_at_once_goes_out_in_one_append() {
+    let mut consensus = leading();
+    let first = appends(&mut consensus).remove(0);
+    accepts(&mut consensus, &first);
+    appends(&mut consensus);
+    let indices: Vec<u64> = (0..16).map(|_| consensus.propose(b"x".to_vec()).unwrap()).collect();
+    let said = appends(&mut consensus);
+    let [append] = &said[..] else { panic!("{} appends", said.len()) };
+    assert!(append.entries.iter().map(|entry| entry.index).eq(indices));
+    assert_eq!(append.index, append.entries[0].index - 1);
+}
+
+/// Without an answer, what is under way to one follower is bounded, whatever it amounts to.
+#[test]
+fn who_does_not_answer_is_not_sent_everything() {
+    let mut consensus = leading();
+    let first = appends(&mut consensus).remove(0);
+    accepts(&mut consensus, &first);
+    appends(&mut consensus);
+    let megabyte = vec![7; 1 << 20];
+    (0..100).for_each(|_| assert!(consensus.propose(megabyte.clone()).is_some()));
+    let bytes: usize = appends(&mut consensus).iter().map(Message::encoded_bytes).sum();
+    assert!(bytes <= (APPENDS_IN_FLIGHT_MAX + 1) << 20, "{bytes} bytes");
+}

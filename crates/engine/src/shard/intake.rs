@@ -62,6 +62,15 @@ pub struct Payload {
 pub enum Wanted {
     /// Its state.
     State,
+    /// More of it: these many parts, from the first on, have come.
+    Parts {
+        /// As in [`StatePart`].
+        index: u64,
+        /// As in [`StatePart`].
+        term: u64,
+        /// Parts that are here.
+        come: u32,
+    },
     /// These payloads.
     Payloads(Vec<(Address, u64)>),
 }
@@ -73,6 +82,8 @@ pub struct Intake {
     message: Message,
     bytes: BytesMut,
     next_part: u32,
+    /// Parts that the leader knows to have come.
+    told_part: u32,
     of: Option<(u64, u64, u32)>,
     state: Option<Box<(State, u64)>>,
     missing: VecDeque<(Address, u64)>,
@@ -90,6 +101,7 @@ impl Intake {
             message,
             bytes: BytesMut::new(),
             next_part: 0,
+            told_part: 0,
             of: None,
             state: None,
             missing: VecDeque::new(),
@@ -123,6 +135,7 @@ impl Intake {
             self.of = Some(of);
             self.bytes.clear();
             self.next_part = 0;
+            self.told_part = 0;
         }
         if self.of != Some(of) || part.part != self.next_part {
             return false;
@@ -163,6 +176,10 @@ impl Intake {
             if self.of.is_none() && self.requests == 0 {
                 self.requests = 1;
                 out.push(Wanted::State);
+            }
+            if let Some((index, term, _)) = self.of.filter(|_| self.next_part > self.told_part) {
+                self.told_part = self.next_part;
+                out.push(Wanted::Parts { index, term, come: self.next_part });
             }
             return;
         }

@@ -186,6 +186,8 @@ pub struct Shard {
     left_at: BTreeMap<u64, Instant>,
     /// When replicas being caught up last asked for something.
     pulled_at: BTreeMap<u64, Instant>,
+    /// To nodes that are being sent this replica's state.
+    giving: BTreeMap<NodeId, replication::Giving>,
     next_tick: Instant,
     next_aging: Instant,
     forget_at: WallTime,
@@ -427,6 +429,7 @@ impl Shard {
         self.reign = None;
         self.stalled_since = None;
         self.pulled_at.clear();
+        self.giving.clear();
         self.left_at.clear();
         self.group_marked_at = None;
         self.group_unmarked = true;

@@ -33,6 +33,18 @@ const RETURN_TIME: std::time::Duration = std::time::Duration::from_secs(10);
 const CAUGHT_UP_ENTRIES: u64 = 64;
 /// Bytes of a state in one packet.
 const STATE_PART_BYTES: usize = 1 << 20;
+/// Parts of a state that are under way at a time: all of a large one would be more than a link holds.
+const STATE_PARTS_AHEAD: u32 = 4;
+
+/// This replica's state, as it is being given to another one.
+#[derive(Debug)]
+pub(super) struct Giving {
+    index: u64,
+    term: u64,
+    bytes: Bytes,
+    /// Parts that were sent.
+    sent: u32,
+}
 
 impl Shard {
     /// The replicas, as of what was applied.
@@ -244,6 +256,7 @@ impl Shard {
         if self.intake.as_ref().is_some_and(|intake| intake.source() == node) {
             self.intake = None;
         }
+        self.giving.remove(&node);
         if gone && self.leader() == Some(node) && !self.consensus.is_leader() {
             self.consensus.forget_leader();
             if self.consensus.is_voter() {
@@ -316,23 +329,56 @@ impl Shard {
         });
     }
 
-    /// This replica's state for another one, in parts.
+    /// This replica's state for another one: its first parts.
     pub fn give_state(&mut self, now: Now, to: NodeId) -> Vec<StatePart> {
         self.pulled(now, to);
-        let (index, term) = (self.state.applied, self.applied_term);
+        self.giving.remove(&to);
+        if !self.consensus.is_leader() {
+            return Vec::new();
+        }
         let bytes = if self.bugs.has(Bug::SendStateWithoutProducers) {
             let producers = super::dedup::Producers::default();
             Bytes::from(State { producers, ..self.state.clone() }.to_portable())
         } else {
             Bytes::from(self.state.to_portable())
         };
-        let parts = bytes.len().div_ceil(STATE_PART_BYTES) as u32;
+        let giving = Giving { index: self.state.applied, term: self.applied_term, bytes, sent: 0 };
+        self.giving.insert(to, giving);
+        self.give_parts(to, 0)
+    }
+
+    /// Of the state that is being given to another one, what may follow the `come` parts that are there.
+    pub fn give_more(
+        &mut self,
+        now: Now,
+        to: NodeId,
+        (index, term): (u64, u64),
+        come: u32,
+    ) -> Vec<StatePart> {
+        self.pulled(now, to);
+        let is_this = self.giving.get(&to).is_some_and(|giving| (giving.index, giving.term) == (index, term));
+        if !is_this || !self.consensus.is_leader() {
+            return Vec::new();
+        }
+        self.give_parts(to, come)
+    }
+
+    fn give_parts(&mut self, to: NodeId, come: u32) -> Vec<StatePart> {
+        let Some(giving) = self.giving.get_mut(&to) else { return Vec::new() };
+        let parts = giving.bytes.len().div_ceil(STATE_PART_BYTES) as u32;
+        let until = come.saturating_add(STATE_PARTS_AHEAD).min(parts).max(giving.sent);
+        let next = std::mem::replace(&mut giving.sent, until)..until;
         let part = |part: u32| {
             let from = part as usize * STATE_PART_BYTES;
-            let to = bytes.len().min(from + STATE_PART_BYTES);
-            StatePart { index, term, part, parts, bytes: bytes.slice(from..to) }
+            let to = giving.bytes.len().min(from + STATE_PART_BYTES);
+            let bytes = giving.bytes.slice(from..to);
+            StatePart { index: giving.index, term: giving.term, part, parts, bytes }
         };
-        if self.consensus.is_leader() { (0..parts).map(part).collect() } else { Vec::new() }
+        let given = next.map(part).collect();
+        if until == parts {
+            self.giving.remove(&to);
+        }
+        given
     }
 
     /// Another replica is still being caught up.

@@ -246,6 +246,7 @@ impl Restore {
             campaign_at: None,
             stalled_since: None,
             pulled_at: BTreeMap::new(),
+            giving: BTreeMap::new(),
             group_marked_at: None,
             group_unmarked: true,
             left_at: BTreeMap::new(),

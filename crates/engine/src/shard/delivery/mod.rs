@@ -12,6 +12,7 @@ mod deliverer;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     mem::Discriminant,
+    ops::Bound::{Excluded, Included, Unbounded},
     time::Duration,
 };
 
@@ -22,7 +23,7 @@ use swarmmq_protocol::{
     time::Instant,
 };
 
-use self::deliverer::Deliverer;
+use self::deliverer::{Looked, Round};
 use super::{
     cache::Cache,
     credit::Credits,
@@ -295,6 +296,9 @@ pub struct Delivery {
     reign: Option<(Instant, u64)>,
     /// How far past the next delivery the horizon is logged.
     horizon_ahead: u64,
+    /// The group that was sent something last before what may be on its way to a node was. The one after it comes first next
+    /// time: where many share that, each has its turn.
+    served_last: Option<(Address, GroupName)>,
     bugs: Bugs,
 }
 
@@ -681,21 +685,30 @@ impl Delivery {
         out: &mut Vec<Delivered>,
         needs: &mut Needs,
     ) {
-        let (bugs, ahead) = (self.bugs, self.horizon_ahead);
-        for ((address, name), run) in &mut self.runs {
-            if Deliverer::next_subscriber(run, credits).is_none() {
-                continue;
+        let (bugs, ahead, members) = (self.bugs, self.horizon_ahead, &self.subscribers);
+        let round = Round { now, state, cache, ahead, bugs, members };
+        let mut goes_on = true;
+        while std::mem::take(&mut goes_on) {
+            let last = self.served_last.take();
+            let served = &mut self.served_last;
+            let mut serve = |key: &(Address, GroupName), run: &mut Run| {
+                let looked = round.turn(key, run, credits, out, needs);
+                goes_on |= looked == Looked::TurnOver;
+                if looked != Looked::Nothing && credits.has_full_window() {
+                    *served = Some(key.clone());
+                }
+            };
+            if let Some(last) = &last {
+                let behind = self.runs.range_mut::<(Address, GroupName), _>((Excluded(last), Unbounded));
+                behind.for_each(|(key, run)| serve(key, run));
+                let before = self.runs.range_mut::<(Address, GroupName), _>((Unbounded, Included(last)));
+                before.for_each(|(key, run)| serve(key, run));
+            } else {
+                self.runs.iter_mut().for_each(|(key, run)| serve(key, run));
             }
-            // New messages have new offsets, and what comes back is ready: mostly there is nothing to look for.
-            if run.ready.is_empty() && run.looked_to == Some(state.next_offset) {
-                continue;
+            if self.served_last.is_none() && credits.has_full_window() {
+                self.served_last = last;
             }
-            let Some(queue) = state.queues.get(address) else { continue };
-            let Some(group) = queue.groups.get(name) else { continue };
-            let mut deliverer =
-                Deliverer { now, queue, group, name, cache, ahead, bugs, members: &self.subscribers };
-            let looked_at_all = deliverer.run(run, credits, out, needs);
-            run.looked_to = looked_at_all.then_some(state.next_offset);
         }
     }
 
