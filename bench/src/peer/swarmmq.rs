@@ -255,7 +255,7 @@ async fn fill(client: &SwarmMq, name: &str, count: u64) -> Outcome<()> {
         SubscribeOptions { group: "behind".into(), credit_messages: 1, ..SubscribeOptions::default() };
     client.subscribe(name, options).await.during("cannot make a group")?.close().await;
     let options =
-        ProducerOptions { in_flight: FILL_IN_FLIGHT, deadline: DEADLINE, order: None, policy: None };
+        ProducerOptions { in_flight: FILL_IN_FLIGHT, deadline: DEADLINE, ..ProducerOptions::default() };
     let producer = client.producer(options);
     let mut open = VecDeque::with_capacity(FILL_IN_FLIGHT);
     for number in 0..count {
@@ -312,7 +312,7 @@ impl Connector for SwarmConnector {
             in_flight: IN_FLIGHT,
             deadline: DEADLINE,
             order: Some(self.setup.order),
-            policy: None,
+            ..ProducerOptions::default()
         });
         let keys = match self.setup.order {
             Order::Key => (0..KEYS).map(|key| Bytes::from(format!("p{number}k{key}"))).collect(),

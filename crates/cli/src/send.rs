@@ -46,6 +46,10 @@ pub(crate) struct SendArgs {
     /// The order that the address must have, or is made with: total, key or none
     #[arg(long, value_parser = parse::order)]
     order: Option<Order>,
+    /// Make messages shorter before they are sealed; not where a secret stands next to text that others choose, as lengths
+    /// then tell
+    #[arg(long)]
+    compress: bool,
     /// Time for each message to be stored; then its fate counts as unknown
     #[arg(long, value_name = "S", default_value = "30", value_parser = parse::duration)]
     deadline: Duration,
@@ -165,8 +169,12 @@ pub(crate) async fn run(args: &SendArgs, target: &Target, as_json: bool) -> Outc
     address::sendable(&args.address)?;
     let mut bodies = Bodies::of(args)?;
     let client = target.connect(CONNECT_TIME_MAX).await?;
-    let options =
-        ProducerOptions { order: args.order, deadline: args.deadline, ..ProducerOptions::default() };
+    let options = ProducerOptions {
+        order: args.order,
+        deadline: args.deadline,
+        compress: args.compress,
+        ..ProducerOptions::default()
+    };
     let in_flight_max = options.in_flight;
     let producer = client.producer(options);
     let mut sending =

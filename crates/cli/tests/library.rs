@@ -9,7 +9,11 @@ use std::{
 };
 
 use swarmmq_client::{KeyLimits, Message, Options, ProducerOptions, SubscribeOptions, SwarmMq};
-use swarmmq_protocol::{admin::Order, time::WallTime};
+use swarmmq_protocol::{
+    admin::{AdminAnswer, AdminRequest, Order},
+    id::Address,
+    time::WallTime,
+};
 use swarmmq_seal::{ClientKeyring, Trust};
 
 struct Node {
@@ -101,6 +105,39 @@ async fn messages_go_through_in_every_order_and_are_settled_once() {
         consumer.close().await;
         producer.close().await;
     }
+    client.close().await;
+}
+
+/// Sealed bytes as a node holds them.
+async fn sealed_bytes(client: &SwarmMq, address: &str) -> u64 {
+    let address = Address::parse(address).unwrap();
+    let answer = client.admin(AdminRequest::AddressInfo { address }).await.unwrap();
+    let Some(AdminAnswer::Address(info)) = answer else { panic!("{answer:?}") };
+    info.shards.iter().map(|shard| shard.bytes).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compressed_body_is_short_on_its_way_and_whole_at_its_end() {
+    let node = start();
+    let client = connect(&node).await;
+    let text = "a line that is there again and again\n".repeat(500);
+    let mut sealed = Vec::new();
+    for compress in [false, true] {
+        let address = format!("text.{compress}");
+        let producer = client.producer(ProducerOptions { compress, ..ProducerOptions::default() });
+        let message = Message::new(&address, text.clone()).key("k").header("h", "v");
+        producer.send(message).await.unwrap();
+        sealed.push(sealed_bytes(&client, &address).await);
+        let mut consumer = client.subscribe(&address, SubscribeOptions::default()).await.unwrap();
+        let received =
+            tokio::time::timeout(Duration::from_secs(10), consumer.next()).await.unwrap().unwrap().unwrap();
+        assert_eq!(received.body, text);
+        assert_eq!(received.key.as_deref(), Some(&b"k"[..]));
+        received.ack().await.unwrap();
+        consumer.close().await;
+        producer.close().await;
+    }
+    assert!(sealed[0] > text.len() as u64 && sealed[1] < text.len() as u64 / 10, "{sealed:?}");
     client.close().await;
 }
 

@@ -92,11 +92,15 @@ pub struct ProducerOptions {
     /// How shards are chosen for messages that any shard may take (order `none`, or `key` without a key); `None`: as the
     /// cluster's settings say. To compare, or to keep out of a comparison.
     pub policy: Option<Policy>,
+    /// Make bodies shorter before they are sealed, where that helps; by default not. Nodes and whoever reads the wire see lengths,
+    /// and how far a body shrinks says something about what is in it: not for bodies in which a secret stands next to text
+    /// that others choose. Consumers of builds from before this option cannot open such messages.
+    pub compress: bool,
 }
 
 impl Default for ProducerOptions {
     fn default() -> Self {
-        Self { in_flight: 256, deadline: Duration::from_secs(30), order: None, policy: None }
+        Self { in_flight: 256, deadline: Duration::from_secs(30), order: None, policy: None, compress: false }
     }
 }
 

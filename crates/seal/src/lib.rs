@@ -4,6 +4,7 @@
 //! [`ClientKeyring`]. Nothing that a node runs may depend on this crate: that is how the crate graph shows that no
 //! node can open a message. Absent here: clocks, entropy, sockets. Randomness and time are handed in.
 
+mod compression;
 mod derive;
 mod keyring;
 mod lifecycle;

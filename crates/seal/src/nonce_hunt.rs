@@ -42,6 +42,7 @@ fn draft<'a>(address: &'a Address, place: (u32, u64), now: u64, body: &'a [u8]) 
         body,
         published_at: WallTime(now),
         trace: None,
+        compress: false,
     }
 }
 

@@ -1,8 +1,9 @@
 //! What lies under the seal: user headers, key and body, their limits and their bytes.
 //!
 //! ```text
-//! | header_count u16 | { name_len u16 | name | value_len u16 | value } * | has_key u8 | [ key_len u16 | key ] | body |
+//! | header_count u16 | { name_len u16 | name | value_len u16 | value } * | form u8 | [ key_len u16 | key ] | body |
 //! ```
+//! `form`: 1 = there is a key, 2 = the body is compressed (see [`crate::compression`]).
 
 use std::fmt;
 
@@ -14,6 +15,13 @@ use swarmmq_protocol::{
         USER_HEADERS_MAX,
     },
 };
+
+use crate::compression;
+
+/// There is a key.
+const KEYED: u8 = 1;
+/// The body is compressed.
+const COMPRESSED: u8 = 2;
 
 /// A header that the sender's program chose. Sealed: no node sees it.
 #[derive(Clone, PartialEq, Eq)]
@@ -50,6 +58,16 @@ impl Opened {
     ///
     /// * `has_key_hash`: whether the clear header says that the message has a key.
     pub(crate) fn read(plaintext: Bytes, has_key_hash: bool) -> Result<Self, DecodeError> {
+        let (mut opened, is_compressed) = Self::read_stored(plaintext, has_key_hash)?;
+        if is_compressed {
+            let headers = Plaintext { body: &[], ..opened.plaintext(false) }.headers_bytes()?;
+            opened.body = compression::expand(&opened.body, PLAINTEXT_BYTES_MAX - headers)?;
+        }
+        Ok(opened)
+    }
+
+    /// The same with the body as it lies in the plaintext, and whether that is compressed.
+    fn read_stored(plaintext: Bytes, has_key_hash: bool) -> Result<(Self, bool), DecodeError> {
         let mut reader = Reader::new(plaintext);
         let count = usize::from(reader.u16()?);
         if count > USER_HEADERS_MAX {
@@ -61,7 +79,11 @@ impl Opened {
             let value_bytes = usize::from(reader.u16()?);
             headers.push(UserHeader { name, value: reader.take(value_bytes)? });
         }
-        let key = if reader.flag("key flag")? {
+        let form = reader.u8()?;
+        if form & !(KEYED | COMPRESSED) != 0 {
+            return Err(DecodeError::Invalid("form"));
+        }
+        let key = if form & KEYED != 0 {
             let key_bytes = usize::from(reader.u16()?);
             Some(reader.take(key_bytes)?)
         } else {
@@ -71,11 +93,16 @@ impl Opened {
         if key.is_some() != has_key_hash {
             return Err(DecodeError::Invalid("key flag"));
         }
-        let body = reader.rest();
+        let opened = Self { key, headers, body: reader.rest() };
+        let is_compressed = form & COMPRESSED != 0;
         // What may not be sealed may not be opened either: the same check on both ways.
-        let parts = Plaintext { key: key.as_deref(), headers: &headers, body: &body };
-        parts.bytes()?;
-        Ok(Self { key, headers, body })
+        opened.plaintext(is_compressed).bytes()?;
+        Ok((opened, is_compressed))
+    }
+
+    fn plaintext(&self, is_compressed: bool) -> Plaintext<'_> {
+        let Self { key, headers, body } = self;
+        Plaintext { key: key.as_deref(), headers, body, is_compressed }
     }
 }
 
@@ -94,7 +121,9 @@ impl fmt::Debug for Opened {
 pub(crate) struct Plaintext<'a> {
     pub(crate) key: Option<&'a [u8]>,
     pub(crate) headers: &'a [UserHeader],
+    /// As it is written.
     pub(crate) body: &'a [u8],
+    pub(crate) is_compressed: bool,
 }
 
 // Lengths within their limits fit the fields that carry them.
@@ -150,7 +179,8 @@ impl Plaintext<'_> {
             out.put_u16(header.value.len() as u16);
             out.put_slice(&header.value);
         }
-        out.put_u8(self.key.is_some().into());
+        let form = [(self.key.is_some(), KEYED), (self.is_compressed, COMPRESSED)];
+        out.put_u8(form.into_iter().filter(|(is, _)| *is).map(|(_, bit)| bit).sum());
         if let Some(key) = self.key {
             out.put_u16(key.len() as u16);
             out.put_slice(key);
@@ -247,7 +277,7 @@ mod tests {
     #[test]
     fn what_is_not_allowed_has_a_name() {
         let refused = |key, headers: &[UserHeader], body: &[u8]| {
-            Plaintext { key, headers, body }.bytes().expect_err("must be refused")
+            Plaintext { key, headers, body, is_compressed: false }.bytes().expect_err("must be refused")
         };
         let body = vec![0; PLAINTEXT_BYTES_MAX + 1];
         let many: Vec<UserHeader> = (0..33).map(|i| header(&format!("h{i}"), b"")).collect();
@@ -276,7 +306,11 @@ mod tests {
         assert_eq!(read(&[0, 1, 0, 1, 0xff, 0, 0, 0], false), name);
         assert_eq!(read(&[0, 1, 0, 0, 0, 0, 0], false), name);
         assert_eq!(read(&[0, 2, 0, 1, b'h', 0, 0, 0, 1, b'h', 0, 0, 0], false), name);
-        assert_eq!(read(&[0, 0, 2], false), Err(DecodeError::Invalid("key flag")));
+        assert_eq!(read(&[0, 0, 4], false), Err(DecodeError::Invalid("form")));
+        assert_eq!(read(&[0, 0, 2], false), Err(DecodeError::Truncated));
+        assert_eq!(read(&[0, 0, 2, 0, 0, 0, 9, 1], false), Err(DecodeError::Invalid("compressed body")));
+        assert_eq!(read(&[0, 0, 2, 0, 0x10, 0, 1], false), Err(DecodeError::TooLarge("body")));
+        assert_eq!(read(&[0, 0, 2], true), Err(DecodeError::Invalid("key flag")));
         assert_eq!(read(&[0, 0, 0], true), Err(DecodeError::Invalid("key flag")));
         assert_eq!(read(&[0, 0, 1, 0, 1, 7], false), Err(DecodeError::Invalid("key flag")));
         assert_eq!(
@@ -296,8 +330,8 @@ mod tests {
             plaintext in proptest::collection::vec(0..4u8, 0..40),
             keyed: bool,
         ) {
-            if let Ok(opened) = Opened::read(Bytes::from(plaintext.clone()), keyed) {
-                let again = Plaintext { key: opened.key.as_deref(), headers: &opened.headers, body: &opened.body };
+            if let Ok((opened, is_compressed)) = Opened::read_stored(Bytes::from(plaintext.clone()), keyed) {
+                let again = opened.plaintext(is_compressed);
                 let mut bytes = Vec::new();
                 again.write(&mut bytes);
                 prop_assert_eq!(again.bytes(), Ok(bytes.len()));

@@ -152,6 +152,7 @@ fn every_step_gives_the_bytes_of_the_second_implementation() {
                 body: &body,
                 published_at: WallTime(u64::from_be_bytes(array(&case.published_at_ms))),
                 trace,
+                compress: false,
             })
             .unwrap();
         let (message, rest) = envelope::split_sealed(&sealed).unwrap();

@@ -142,6 +142,7 @@ pub(super) async fn run(plan: Arc<Plan>, options: Options, shared: Arc<Shared>) 
             deadline: plan.deadline.unwrap_or(plan.duration + RESOLVE_TIME_MAX),
             order: Some(plan.order),
             policy: plan.policy(number),
+            compress: false,
         });
         let pacer = Pacer::new().map_err(|error| {
             Failure::local(format!("cannot make a timer: {error}"), "check process limits")

@@ -146,6 +146,7 @@ impl Forger {
             body,
             published_at: now(),
             trace: None,
+            compress: false,
         };
         self.sealer.seal(&draft).unwrap().to_vec()
     }

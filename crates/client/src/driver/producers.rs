@@ -561,7 +561,7 @@ fn hand_over(
     };
     let headers: Vec<UserHeader> =
         message.headers.into_iter().map(|(name, value)| UserHeader { name, value }).collect();
-    let sealer = &mut state.sealer;
+    let (sealer, compress) = (&mut state.sealer, state.options.compress);
     let sealed = state.session.submit(ticket, shard, (clock.now(), clock.of(until)), |sequence| {
         sealer.seal(&Draft {
             address: &address,
@@ -572,6 +572,7 @@ fn hand_over(
             body: &message.body,
             published_at: wall(),
             trace: None,
+            compress,
         })
     });
     match sealed {

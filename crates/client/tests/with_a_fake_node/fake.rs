@@ -289,6 +289,7 @@ pub(crate) fn sealed(keyring: &ClientKeyring, number: u64) -> Bytes {
             body: &number.to_be_bytes(),
             published_at: WallTime(1),
             trace: None,
+            compress: false,
         })
         .unwrap()
 }

@@ -179,6 +179,7 @@ impl ProducerProcess {
                     body: item.body,
                     published_at: item.wall,
                     trace: None,
+                    compress: false,
                 })
             })
             .expect("the session never repeats a sequence");
