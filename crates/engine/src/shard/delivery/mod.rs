@@ -687,28 +687,37 @@ impl Delivery {
     ) {
         let (bugs, ahead, members) = (self.bugs, self.horizon_ahead, &self.subscribers);
         let round = Round { now, state, cache, ahead, bugs, members };
-        let mut goes_on = true;
-        while std::mem::take(&mut goes_on) {
-            let last = self.served_last.take();
-            let served = &mut self.served_last;
-            let mut serve = |key: &(Address, GroupName), run: &mut Run| {
-                let looked = round.turn(key, run, credits, out, needs);
-                goes_on |= looked == Looked::TurnOver;
-                if looked != Looked::Nothing && credits.has_full_window() {
-                    *served = Some(key.clone());
-                }
-            };
-            if let Some(last) = &last {
-                let behind = self.runs.range_mut::<(Address, GroupName), _>((Excluded(last), Unbounded));
-                behind.for_each(|(key, run)| serve(key, run));
-                let before = self.runs.range_mut::<(Address, GroupName), _>((Unbounded, Included(last)));
-                before.for_each(|(key, run)| serve(key, run));
-            } else {
-                self.runs.iter_mut().for_each(|(key, run)| serve(key, run));
+        let last = self.served_last.take();
+        let served = &mut self.served_last;
+        // Those who can go on after their turn have others, without anybody else being looked at.
+        let mut again: VecDeque<(Address, GroupName)> = VecDeque::new();
+        let mut serve = |key: &(Address, GroupName), run: &mut Run| {
+            let looked = round.turn(key, run, credits, out, needs);
+            if looked != Looked::Nothing && credits.has_full_window() {
+                *served = Some(key.clone());
             }
-            if self.served_last.is_none() && credits.has_full_window() {
-                self.served_last = last;
+            looked == Looked::TurnOver
+        };
+        let mut first = |(key, run): (&(Address, GroupName), &mut Run)| {
+            if serve(key, run) {
+                again.push_back(key.clone());
             }
+        };
+        if let Some(last) = &last {
+            let behind = self.runs.range_mut::<(Address, GroupName), _>((Excluded(last), Unbounded));
+            behind.for_each(&mut first);
+            self.runs.range_mut::<(Address, GroupName), _>((Unbounded, Included(last))).for_each(&mut first);
+        } else {
+            self.runs.iter_mut().for_each(&mut first);
+        }
+        while let Some(key) = again.pop_front() {
+            let run = self.runs.get_mut(&key).expect("it had a turn just now");
+            if serve(&key, run) {
+                again.push_back(key);
+            }
+        }
+        if self.served_last.is_none() && credits.has_full_window() {
+            self.served_last = last;
         }
     }
 
