@@ -143,7 +143,8 @@ fn what_comes_anew_before_all_feeds_are_joined_is_not_called_lost() {
     assert_eq!(subscribed.lost, []);
 }
 
-/// Sixty groups with a consumer each at the edge, which have sixty messages of 16 KiB before them: seven times the window. Nothing that is sent to the edge arrives.
+/// Sixty groups with a consumer each at the edge, which have sixty messages of 16 KiB before them: seven times the window.
+/// Nothing that is sent to the edge arrives.
 fn crowd() -> (Cluster, NodeId, (NodeId, ConnectionId)) {
     let (mut cluster, edge, client) = fed();
     let leader = NodeId(1);

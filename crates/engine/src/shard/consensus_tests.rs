@@ -123,7 +123,7 @@ fn a_restarted_voter_commits_what_it_had_stored_in_a_higher_term() {
     assert_eq!(committed.iter().map(|entry| entry.index).collect::<Vec<_>>(), [6, 7, 8]);
 }
 
-/// Replica 1 of three, leading: what it has said so far was answered by 2 alone.
+/// Replica 1 of three, which leads by the vote of 2.
 fn leading() -> Consensus {
     let conf = Conf { voters: vec![1, 2, 3], learners: Vec::new() };
     let mut consensus = Consensus::new(1, Restored { conf, ..founded() }, 0, Bugs::NONE);
@@ -162,6 +162,15 @@ fn accepts(consensus: &mut Consensus, append: &Message) {
     consensus.step(Message { kind, from: 2, to: 1, term: append.term, index, commit, ..Message::default() });
 }
 
+/// The same after 2 has accepted its first append: from now on it is sent others without an answer.
+fn replicating() -> Consensus {
+    let mut consensus = leading();
+    let first = appends(&mut consensus).remove(0);
+    accepts(&mut consensus, &first);
+    appends(&mut consensus);
+    consensus
+}
+
 /// The crate put all that a follower lacked into one append: longer than a packet can be, it was dropped, and the follower
 /// refused what came behind it. So the leader sent all of it again, in one append.
 #[test]
@@ -184,10 +193,7 @@ fn who_lags_is_sent_appends_that_fit_into_packets() {
 
 #[test]
 fn what_is_proposed_at_once_goes_out_in_one_append() {
-    let mut consensus = leading();
-    let first = appends(&mut consensus).remove(0);
-    accepts(&mut consensus, &first);
-    appends(&mut consensus);
+    let mut consensus = replicating();
     let indices: Vec<u64> = (0..16).map(|_| consensus.propose(b"x".to_vec()).unwrap()).collect();
     let said = appends(&mut consensus);
     let [append] = &said[..] else { panic!("{} appends", said.len()) };
@@ -198,10 +204,7 @@ fn what_is_proposed_at_once_goes_out_in_one_append() {
 /// Without an answer, what is under way to one follower is bounded, whatever it amounts to.
 #[test]
 fn who_does_not_answer_is_not_sent_everything() {
-    let mut consensus = leading();
-    let first = appends(&mut consensus).remove(0);
-    accepts(&mut consensus, &first);
-    appends(&mut consensus);
+    let mut consensus = replicating();
     let megabyte = vec![7; 1 << 20];
     (0..100).for_each(|_| assert!(consensus.propose(megabyte.clone()).is_some()));
     let bytes: usize = appends(&mut consensus).iter().map(Message::encoded_bytes).sum();

@@ -366,7 +366,8 @@ impl Shard {
     fn give_parts(&mut self, to: NodeId, come: u32) -> Vec<StatePart> {
         let Some(giving) = self.giving.get_mut(&to) else { return Vec::new() };
         let parts = giving.bytes.len().div_ceil(STATE_PART_BYTES) as u32;
-        let until = come.saturating_add(STATE_PARTS_AHEAD).min(parts).max(giving.sent);
+        // What was not sent cannot have come.
+        let until = (come.min(giving.sent) + STATE_PARTS_AHEAD).min(parts).max(giving.sent);
         let next = std::mem::replace(&mut giving.sent, until)..until;
         let part = |part: u32| {
             let from = part as usize * STATE_PART_BYTES;
