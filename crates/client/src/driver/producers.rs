@@ -598,6 +598,7 @@ fn fate(result: SendResult) -> Result<Receipt, SendError> {
 fn is_over(code: Code) -> Error {
     let message = match code {
         Code::Fenced | Code::StaleSession => "another life of this named producer took over",
+        Code::Gap => "the cluster has lost what it acknowledged to this named producer: take it over again",
         _ => "this life of the named producer is used up: take it over again",
     };
     Error::Failed { code, message: message.into() }

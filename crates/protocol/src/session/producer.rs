@@ -616,7 +616,9 @@ impl Producer {
                         self.resolutions.push(Resolution { ticket: item.ticket, result });
                     }
                 }
-                if code == Code::Fenced || code == Code::StaleSession {
+                // All that came before is answered, and a skip is judged by what is committed: with a gap the shard has lost
+                // what it acknowledged, and nothing of this session is taken any more.
+                if matches!(code, Code::Fenced | Code::StaleSession | Code::Gap) {
                     self.fence(code);
                     return;
                 }

@@ -232,6 +232,19 @@ impl Pair {
 }
 
 #[test]
+fn a_session_ends_whose_shard_has_lost_what_it_acknowledged() {
+    let mut rig = Rig::open();
+    let sent = rig.step(Input::SendTo { ticket: 1, shard: A, bytes: BYTES, deadline: millis(50) });
+    rig.step(Input::Fates(request(&sent), &[(1, Failed, Some(Code::Gap))]));
+    rig.step(Input::Send(&[2]));
+    let out = rig.step(Input::Wait(millis(60)));
+    let [Out::Skip { .. }, Out::Told(1, SendResult::Failed(Code::Gap))] = out[..] else { panic!("{out:?}") };
+    let out = rig.step(Input::Answer(request(&out[..1]), Failed, Some(Code::Gap)));
+    assert_eq!(rig.session.fenced(), Some(Code::Gap), "the next session begins anew");
+    assert_eq!(out, [Out::Told(2, SendResult::Failed(Code::Gap))], "it was never sent");
+}
+
+#[test]
 fn a_connection_cut_anywhere_stores_each_message_once() {
     // Nine messages at four a frame: an opening and three publishes each way, cut after so many of each.
     for (taken, heard) in (0..=4).flat_map(|taken| (0..=taken).map(move |heard| (taken, heard))) {
