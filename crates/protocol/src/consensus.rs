@@ -69,7 +69,7 @@ numbered! {
     RequestPreVote = 5;
     /// It would, or would not.
     RequestPreVoteResponse = 6;
-    /// Leader: still here, and committed so far.
+    /// Leader: still here, committed so far, and the log goes to `index` (0: not said).
     Heartbeat = 7;
     /// Follower: heard.
     HeartbeatResponse = 8;

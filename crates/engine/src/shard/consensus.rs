@@ -14,7 +14,8 @@ use raft::{
 };
 use swarmmq_protocol::{
     consensus::{Message, MessageKind, SnapshotMark},
-    id::Term,
+    id::{NodeId, Term},
+    time::Instant,
 };
 
 pub use swarmmq_protocol::consensus::Entry as LogEntry;
@@ -311,6 +312,10 @@ pub struct Consensus {
     seeded: ((u64, u64), usize),
     /// What a leader told this replica to have that it has not: its disk was rolled back.
     amnesia: bool,
+    /// The answer to the latest heartbeat may wait for the next tick: nothing is under way that hangs on it.
+    at_rest: bool,
+    /// That answer, until then.
+    answer: Option<Message>,
 }
 
 impl Consensus {
@@ -358,6 +363,8 @@ impl Consensus {
             bugs,
             held: VecDeque::new(),
             outbox: Vec::new(),
+            at_rest: false,
+            answer: None,
             rounds: (0, 0),
             unsaved: false,
             installing: None,
@@ -377,6 +384,8 @@ impl Consensus {
 
     /// Time passed: one tick. A group of one voter elects itself at its first.
     pub fn tick(&mut self) {
+        self.at_rest = false;
+        self.outbox.extend(self.answer.take());
         if self.installing.is_some() {
             // The crate looks for unapplied entries before a candidacy, and the state on its way to the disk has none.
             return;
@@ -445,6 +454,7 @@ impl Consensus {
         if message.kind == MessageKind::TimeoutNow && self.installing.is_some() {
             return;
         }
+        self.at_rest = message.kind == MessageKind::Heartbeat && [message.index, message.commit] == [held; 2];
         // The crate may add entries to an empty append that it has not handed out, also where its view of the follower was
         // set back in between: they begin before where the append says. Such a one counts as lost, and is sent anew.
         if message.kind == MessageKind::Append
@@ -619,8 +629,23 @@ impl Consensus {
     }
 
     /// Adds what is to be told other replicas now.
+    ///
+    /// A heartbeat says how long the leader's log is. A follower that has all of it, committed, answers with its next tick:
+    /// then its node has heartbeats of its own to send, and the two are one packet. A leader of an earlier build says no
+    /// length, and is answered at once.
     pub fn take_messages(&mut self, out: &mut Vec<Message>) {
-        out.append(&mut self.outbox);
+        let last = self.last_index();
+        for mut message in self.outbox.drain(..) {
+            match message.kind {
+                MessageKind::HeartbeatResponse if self.at_rest => {
+                    self.answer = Some(message);
+                    continue;
+                }
+                MessageKind::Heartbeat => message.index = last,
+                _ => {}
+            }
+            out.push(message);
+        }
     }
 
     /// A committed change of the group takes effect. Returns the group from now on.
@@ -695,6 +720,15 @@ impl std::fmt::Debug for Consensus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Consensus").field("term", &self.term()).field("leader", &self.leader()).finish()
     }
+}
+
+/// The first tick of a node after `now`. All of its replicas have the same ticks, and it probes its links with them, so that
+/// what it says to another node of its own accord is one packet, and wakes that once. Nodes have different ones.
+pub(crate) fn tick_after(node: NodeId, now: Instant) -> Instant {
+    const TICK_NANOS: u64 = TICK_MILLIS * 1_000_000;
+    // Multiples of the golden section lie far apart, however many there are.
+    let phase = u64::from(node.0) * (TICK_NANOS * 618 / 1000) % TICK_NANOS;
+    Instant((now.0 + TICK_NANOS - phase) / TICK_NANOS * TICK_NANOS + phase)
 }
 
 /// Scrambles `x`; the finalizer of SplitMix64.

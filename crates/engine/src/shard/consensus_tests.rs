@@ -210,3 +210,77 @@ fn who_does_not_answer_is_not_sent_everything() {
     let bytes: usize = appends(&mut consensus).iter().map(Message::encoded_bytes).sum();
     assert!(bytes <= (APPENDS_IN_FLIGHT_MAX + 1) << 20, "{bytes} bytes");
 }
+
+/// The kinds of what is said to others now, and how long the log is said to be.
+fn says(consensus: &mut Consensus) -> Vec<(MessageKind, u64)> {
+    run(consensus, true);
+    let mut said = Vec::new();
+    consensus.take_messages(&mut said);
+    said.into_iter().map(|message| (message.kind, message.index)).collect()
+}
+
+#[test]
+fn a_heartbeat_says_how_long_the_log_is() {
+    let mut consensus = replicating();
+    let length = consensus.propose(b"x".to_vec()).unwrap();
+    says(&mut consensus);
+    consensus.tick();
+    let said = says(&mut consensus);
+    let heartbeats: Vec<_> = said.iter().filter(|(kind, _)| *kind == MessageKind::Heartbeat).collect();
+    assert_eq!(heartbeats, [&(MessageKind::Heartbeat, length); 2], "{said:?}");
+}
+
+#[test]
+fn the_answer_to_a_heartbeat_waits_for_a_tick_where_nothing_hangs_on_it() {
+    let conf = Conf { voters: vec![1, 2], learners: Vec::new() };
+    let hard = Hard { term: 2, vote: 2, commit: 7 };
+    let entries = vec![entry(6, 2, "a"), entry(7, 2, "b")];
+    let restored = Restored { hard, snapshot_index: 5, snapshot_term: 1, conf, entries };
+    let mut consensus = Consensus::new(1, restored, 0, Bugs::NONE);
+    let heartbeat = |index, commit| Message {
+        kind: MessageKind::Heartbeat,
+        from: 2,
+        to: 1,
+        term: 2,
+        index,
+        commit,
+        ..Message::default()
+    };
+    let answer = (MessageKind::HeartbeatResponse, 0);
+    says(&mut consensus);
+    for (index, commit) in [(8, 7), (7, 6), (0, 7)] {
+        consensus.step(heartbeat(index, commit));
+        assert_eq!(
+            says(&mut consensus),
+            [answer],
+            "it lacks something, or its leader does not say: {index}, {commit}"
+        );
+    }
+    for _ in 0..2 {
+        consensus.step(heartbeat(7, 7));
+        assert_eq!(says(&mut consensus), []);
+    }
+    consensus.tick();
+    assert_eq!(says(&mut consensus), [answer], "one for both");
+    consensus.step(heartbeat(7, 7));
+    consensus.step(heartbeat(8, 7));
+    assert_eq!(
+        says(&mut consensus),
+        [answer, answer],
+        "who is in a hurry later does not wait for what waits"
+    );
+}
+
+#[test]
+fn a_node_has_a_tick_every_100_ms_and_nodes_have_different_ones() {
+    const TICK: u64 = TICK_MILLIS * 1_000_000;
+    let firsts: Vec<_> = (1..=5).map(|node| tick_after(NodeId(node), Instant(0)).0).collect();
+    for (node, first) in (1..).zip(&firsts) {
+        assert!((1..=TICK).contains(first));
+        for (now, next) in [(first - 1, *first), (*first, first + TICK), (first + TICK - 1, first + TICK)] {
+            assert_eq!(tick_after(NodeId(node), Instant(now)), Instant(next));
+        }
+        let apart = firsts.iter().filter(|other| other.abs_diff(*first) > TICK / 100);
+        assert_eq!(apart.count(), 4, "{firsts:?}");
+    }
+}

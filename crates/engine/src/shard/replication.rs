@@ -10,7 +10,7 @@ use swarmmq_protocol::{
 
 use super::{
     RECORD_INSTALLED, RECORD_MOVED, Shard, Work, codec,
-    consensus::{Change, Conf, Consensus, Hard, Progress, Restored, TICK_MILLIS, mix},
+    consensus::{Change, Conf, Consensus, Hard, Progress, Restored, mix, tick_after},
     intake::{Intake, Payload, StatePart},
     member::{Wish, node_of},
     state::{FOUNDING_INDEX, NOWHERE, State},
@@ -166,7 +166,7 @@ impl Shard {
             return;
         }
         self.consensus.tick();
-        self.next_tick = now.monotonic + std::time::Duration::from_millis(TICK_MILLIS);
+        self.next_tick = tick_after(node_of(self.replica), now.monotonic);
         if !self.consensus.is_leader() {
             self.stalled_since = None;
             return;

@@ -30,12 +30,10 @@ use super::{
         SignedAccusations, SignedReport,
     },
 };
-use crate::shard::member::NODES_MAX;
+use crate::shard::{consensus::tick_after, member::NODES_MAX};
 
 /// Time between two rounds, on average.
 pub const ROUND: Duration = Duration::from_millis(100);
-/// A round comes up to a twentieth earlier or later, so that nodes do not fall into step.
-const JITTER: Duration = Duration::from_millis(5);
 /// Rounds while there is something to be made known in spite of losses: after a start, a stall, an accusation.
 const HURRIED_ROUND: Duration = Duration::from_millis(25);
 const HURRIED_ROUNDS: u8 = 3;
@@ -536,8 +534,10 @@ impl Gossip {
         if is_round {
             self.beat += 1;
             self.others.values_mut().for_each(|other| other.look_at_losses(now));
-            let wait = if self.hurried > 0 { HURRIED_ROUND } else { self.jittered() };
-            self.next_round = now + wait;
+            // With a tick of the node, so that a round does not wake anybody by itself. Nodes do not fall into step: they
+            // have different ticks.
+            self.next_round =
+                if self.hurried > 0 { now + HURRIED_ROUND } else { tick_after(self.me, now + ROUND / 2) };
             self.publish_if_due(now);
         }
         if is_round || self.is_stirred || now >= self.detector.deadline() {
@@ -692,11 +692,6 @@ impl Gossip {
     /// Tells only so many others in a round, as if there were many: to measure how news spreads.
     pub fn limit_fan_out(&mut self, peers: usize) {
         self.fan_out = Some(peers);
-    }
-
-    fn jittered(&mut self) -> Duration {
-        let width = 2 * JITTER.as_micros() as usize;
-        ROUND - JITTER + Duration::from_micros(self.draw(width + 1) as u64)
     }
 
     /// A number below `count`, by chance; 0 if `count` is 0.

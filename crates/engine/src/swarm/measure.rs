@@ -9,10 +9,11 @@ use std::{collections::BTreeMap, time::Duration};
 use swarmmq_protocol::{id::NodeId, time::Instant};
 
 use super::damping::Penalty;
+use crate::shard::consensus::tick_after;
 
-/// Pause between two probes of a link.
+/// Pause between two probes of a link; the first may be shorter, because probes go with the node's ticks.
 pub const PROBE_PAUSE: Duration = Duration::from_millis(200);
-/// Pause between two probes of a link on which nothing is heard.
+/// Pause between two probes of a link on which nothing is heard, or was until a moment ago.
 const PROBE_PAUSE_QUIET: Duration = Duration::from_millis(50);
 /// Time without a word after which a link is probed at once.
 const PROBE_AFTER: Duration = Duration::from_millis(150);
@@ -147,6 +148,7 @@ impl Link {
 /// All links of this node.
 #[derive(Debug)]
 pub struct Links {
+    me: NodeId,
     links: BTreeMap<NodeId, Link>,
     looked_at: Instant,
 }
@@ -162,8 +164,8 @@ pub struct Look {
 
 impl Links {
     /// Of a node that has just started.
-    pub fn new(now: Instant) -> Self {
-        Self { links: BTreeMap::new(), looked_at: now }
+    pub fn new(me: NodeId, now: Instant) -> Self {
+        Self { me, links: BTreeMap::new(), looked_at: now }
     }
 
     /// Every link, also those that are down.
@@ -238,8 +240,12 @@ impl Links {
             let quiet_for = now.since(link.heard_at);
             let late = quiet_for >= PROBE_AFTER && link.next_probe > now + PROBE_PAUSE_QUIET;
             if link.next_probe <= now || late {
-                let pause = if quiet_for >= PROBE_AFTER { PROBE_PAUSE_QUIET } else { PROBE_PAUSE };
-                link.next_probe = now + pause;
+                // A silent link owes answers: it is asked for them until it is believed again.
+                link.next_probe = if quiet_for >= PROBE_AFTER || link.is_silent {
+                    now + PROBE_PAUSE_QUIET
+                } else {
+                    tick_after(self.me, now + PROBE_PAUSE / 2)
+                };
                 link.unanswered += 1;
                 look.probes.push(*node);
             }
@@ -281,7 +287,7 @@ mod tests {
     }
 
     fn open() -> Links {
-        let mut links = Links::new(at(0));
+        let mut links = Links::new(NodeId(1), at(0));
         links.opened(at(0), B);
         links
     }

@@ -127,10 +127,10 @@ impl Swarm {
             now,
         );
         Self {
+            links: Links::new(config.me.node, now),
             config,
             gossip,
             known: BTreeMap::new(),
-            links: Links::new(now),
             choices: BTreeMap::new(),
             sessions: BTreeMap::new(),
             gone: BTreeMap::new(),
