@@ -5,7 +5,7 @@
 //! Timeouts are seeded here because the crate would draw them from the process's entropy; its own message encoding
 //! is never used on bytes from outside. See docs/decisions/0005-consensus-engine.md for its traps.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use raft::{
     Config, GetEntriesContext, ProgressState, RaftState, RawNode, SnapshotStatus, StateRole, Storage,
@@ -30,6 +30,8 @@ use crate::node::bug::{Bug, Bugs};
 const HEARTBEAT_TICKS: usize = 1;
 /// Least ticks without a heartbeat before a candidacy; up to twice as many, seeded.
 const ELECTION_TICKS: usize = 6;
+/// Ticks in which the answer to a heartbeat is there, if nothing is lost: it may wait for one.
+const ANSWER_TICKS: u64 = 3;
 /// Length of one tick.
 pub const TICK_MILLIS: u64 = 100;
 /// Bytes of entries in one append message.
@@ -316,6 +318,9 @@ pub struct Consensus {
     at_rest: bool,
     /// That answer, until then.
     answer: Option<Message>,
+    /// Ticks so far, and at which of them a leader had just heard from whom.
+    ticks: u64,
+    active_at: BTreeMap<u64, u64>,
 }
 
 impl Consensus {
@@ -365,6 +370,8 @@ impl Consensus {
             outbox: Vec::new(),
             at_rest: false,
             answer: None,
+            ticks: 0,
+            active_at: BTreeMap::new(),
             rounds: (0, 0),
             unsaved: false,
             installing: None,
@@ -386,6 +393,7 @@ impl Consensus {
     pub fn tick(&mut self) {
         self.at_rest = false;
         self.outbox.extend(self.answer.take());
+        self.note_active();
         if self.installing.is_some() {
             // The crate looks for unapplied entries before a candidacy, and the state on its way to the disk has none.
             return;
@@ -430,6 +438,18 @@ impl Consensus {
             raft.become_follower(term, 0);
         }
         self.reseed();
+    }
+
+    /// The crate forgets who is active whenever it looks for its majority, and may hear of it two ticks later.
+    fn note_active(&mut self) {
+        self.ticks += 1;
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            self.active_at.clear();
+            return;
+        }
+        let active = raft.prs().iter().filter(|(_, progress)| progress.recent_active);
+        self.active_at.extend(active.map(|(replica, _)| (*replica, self.ticks)));
     }
 
     /// Hands the lead to `replica`, once it has everything.
@@ -521,9 +541,10 @@ impl Consensus {
     pub fn progress(&self, replica: u64) -> Option<Progress> {
         let raft = &self.raw.raft;
         let progress = raft.prs().get(replica)?;
+        let was_active = self.active_at.get(&replica).is_some_and(|at| self.ticks - at < ANSWER_TICKS);
         Some(Progress {
             matched: progress.matched,
-            is_active: progress.recent_active || replica == raft.id,
+            is_active: progress.recent_active || replica == raft.id || was_active,
             takes_snapshot: progress.state == ProgressState::Snapshot,
         })
     }
