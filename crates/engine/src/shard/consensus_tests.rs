@@ -291,13 +291,12 @@ fn a_follower_that_answers_a_tick_later_is_active_all_the_time_and_a_silent_one_
     }
     assert!(consensus.is_leader());
     assert!(!consensus.progress(3).unwrap().is_active, "it never said anything");
-    let silent = |consensus: &mut Consensus| {
+    let is_known = (0..ELECTION_TICKS + ANSWER_TICKS as usize).any(|_| {
         consensus.tick();
-        says(consensus);
-        !consensus.progress(2).is_some_and(|progress| progress.is_active)
-    };
-    let ticks = (1..).find(|_| silent(&mut consensus)).unwrap();
-    assert!(ticks <= ELECTION_TICKS + ANSWER_TICKS as usize, "{ticks}");
+        says(&mut consensus);
+        !consensus.progress(2).unwrap().is_active
+    });
+    assert!(is_known, "2 is silent");
 }
 
 #[test]

@@ -414,6 +414,20 @@ mod tests {
         assert!(files.read_at(Position { segment: 2, offset: 0 }, 1).is_err());
     }
 
+    /// As on a file system that is shut down while it syncs: the sync is said to be done, and reads are refused.
+    #[test]
+    fn a_sync_that_was_said_done_does_not_count_where_nothing_can_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = open(&dir);
+        files.append(&write(1, 0, b"hello", true)).unwrap();
+        let blind = OpenOptions::new().write(true).open(dir.path().join(segment_name(1))).unwrap();
+        let sighted = files.open.insert(1, blind).unwrap();
+        assert!(files.append(&write(1, 5, b" there", false)).is_err());
+        files.open.insert(1, sighted);
+        let written = files.read_at(Position { segment: 1, offset: 0 }, 11).unwrap();
+        assert_eq!(written, "hello there", "it was refused for the read alone");
+    }
+
     #[test]
     fn a_batch_may_go_over_into_the_next_segment() {
         let dir = tempfile::tempdir().unwrap();
